@@ -1,0 +1,1 @@
+"""Keeping many workers alive, and minding what they leave behind."""

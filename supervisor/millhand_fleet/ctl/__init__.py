@@ -1,0 +1,1 @@
+"""worker-ctl: what an operator types."""

@@ -1,0 +1,1 @@
+"""The parts a fresh machine lacks: a Valkey server and a model that speaks Ollama's API."""
