@@ -1,0 +1,334 @@
+"""The configuration: what it may hold, and how file, environment and flags become one frozen value.
+
+Later wins: built-in default < TOML file < `MILLHAND_<SECTION>_<KEY>` < command-line flag. Everything is checked here, at the
+border; a value that got through needs no second look.
+"""
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from millhand.errors import ConfigError
+
+EMBEDDED = "embedded"
+ENVIRONMENT_PREFIX = "MILLHAND_"
+ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
+CONTROL_SOCKET = "control.sock"
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+TaskName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Key = Annotated[str, Meta(max_length=200)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A table of the TOML file."""
+
+
+class Fleet(Section, frozen=True):
+    """The fleet and its processes."""
+
+    name: Name = "events"
+    workers: Annotated[int, Meta(ge=0, le=256)] = 2
+    state_dir: str = ""
+    drain_s: Annotated[float, Meta(ge=0.5, le=600)] = 20.0
+
+
+class Redis(Section, frozen=True):
+    """Where the streams are."""
+
+    url: str = EMBEDDED
+    embedded_port: Port = 0
+    input_stream: Key = ""
+    output_stream: Key = ""
+    dead_letter_stream: Key = ""
+    group: Annotated[str, Meta(min_length=1, max_length=100)] = "enrichers"
+
+
+class Model(Section, frozen=True):
+    """The model and one call to it."""
+
+    url: str = EMBEDDED
+    name: Annotated[str, Meta(min_length=1, max_length=200)] = "smollm2:135m"
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 2
+    timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 60.0
+    reply_bytes_max: Annotated[int, Meta(ge=1024, le=64 << 20)] = 262_144
+    num_ctx: Annotated[int, Meta(ge=256, le=1 << 20)] = 2048
+    num_predict: Annotated[int, Meta(ge=1, le=1 << 20)] = 512
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 7
+    keep_alive: str = ""
+
+
+class Enrich(Section, frozen=True):
+    """What is asked about each event."""
+
+    tasks: Annotated[tuple[TaskName, ...], Meta(min_length=1, max_length=16)] = ("sentiment",)
+    text_fields: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)] = (
+        "title",
+        "subject",
+        "text",
+        "body",
+        "message",
+        "content",
+        "review",
+        "comment",
+        "description",
+        "msg",
+    )
+    translate_to: Annotated[str, Meta(min_length=2, max_length=40)] = "English"
+    event_bytes_max: Annotated[int, Meta(ge=64, le=64 << 20)] = 1 << 20
+
+
+class Delivery(Section, frozen=True):
+    """How often and how long an event is tried."""
+
+    lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 30.0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 3
+    retry_backoff_s: Annotated[float, Meta(ge=0, le=600)] = 1.0
+    retry_backoff_max_s: Annotated[float, Meta(ge=0, le=3600)] = 60.0
+    deliveries_max: Annotated[int, Meta(ge=1, le=100)] = 3
+
+
+class Janitor(Section, frozen=True):
+    """The process that hands back what nobody holds any more."""
+
+    every_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
+
+
+class Desk(Section, frozen=True):
+    """The process that answers health, metrics and worker-ctl."""
+
+    port: Port = 8642
+
+
+class Log(Section, frozen=True):
+    """What the processes say."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class TaskField(Section, frozen=True):
+    """One member of the result of a task of one's own."""
+
+    type: Literal["string", "enum", "integer", "number", "boolean", "list"]
+    values: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    min: float | None = None
+    max: float | None = None
+    length_max: Annotated[int, Meta(ge=1, le=10_000)] = 200
+    items_max: Annotated[int, Meta(ge=1, le=100)] = 10
+
+
+class TaskTable(Section, frozen=True):
+    """A task of one's own: what to ask, and the shape of the answer."""
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=4000)]
+    fields: Annotated[dict[TaskName, TaskField], Meta(min_length=1)]
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set; `origins` says where each value came from."""
+
+    fleet: Fleet = Fleet()
+    redis: Redis = Redis()
+    model: Model = Model()
+    enrich: Enrich = Enrich()
+    delivery: Delivery = Delivery()
+    janitor: Janitor = Janitor()
+    desk: Desk = Desk()
+    log: Log = Log()
+    task: dict[TaskName, TaskTable] = {}
+    origins: dict[str, str] = {}
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the fleet keeps its lock, sockets, desired count and embedded data."""
+        return Path(self.fleet.state_dir).expanduser() if self.fleet.state_dir else default_state_dir(self.fleet.name)
+
+    def with_urls(self, *, redis: str, model: str) -> "Config":
+        """Return the same configuration with the embedded servers' real addresses."""
+        return msgspec.structs.replace(
+            self,
+            redis=msgspec.structs.replace(self.redis, url=redis),
+            model=msgspec.structs.replace(self.model, url=model),
+        )
+
+
+def default_state_dir(fleet_name: str) -> Path:
+    """Return the fleet's folder below the user's state folder."""
+    return Path("~/.local/state/millhand").expanduser() / fleet_name
+
+
+SECTIONS: dict[str, type[Section]] = {
+    field.name: field.type
+    for field in msgspec.structs.fields(Config)
+    if isinstance(field.type, type) and issubclass(field.type, Section)
+}
+
+
+def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Config:
+    """Build the configuration from its layers.
+
+    `flags` maps "section.key" to a value that is already typed. Raises ConfigError with every problem found: which key,
+    where it stands, what is wrong with it, and what was perhaps meant.
+    """
+    layers = _Layers()
+    if file is not None:
+        layers.add_file(file)
+    layers.add_environment(environment)
+    for key, value in (flags or {}).items():
+        section, _, name = key.partition(".")
+        layers.add(section, name, value, origin="--" + name.replace("_", "-"))
+    return layers.build()
+
+
+class _Layers:
+    """Collects values layer by layer, and every problem on the way, so that a person fixes them in one go."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+        self.tasks: dict[str, TaskTable] = {}
+        self.origins: dict[str, str] = {}
+        self.problems: list[str] = []
+
+    def add_file(self, file: Path) -> None:
+        try:
+            document = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{file}: is not TOML: {error}"]) from error
+        for section, table in document.items():
+            if section == "task":
+                self._add_tasks(table, str(file))
+            elif section not in SECTIONS:
+                self._refuse(section, str(file), "there is no such section", guess(section, [*SECTIONS, "task"]))
+            elif not isinstance(table, dict):
+                self._refuse(section, str(file), "is a section: write [" + section + "] and its keys below it")
+            else:
+                for key, value in table.items():
+                    self.add(section, key, value, origin=str(file))
+
+    def add_environment(self, environment: Mapping[str, str]) -> None:
+        for variable, text in sorted(environment.items()):
+            if not variable.startswith(ENVIRONMENT_PREFIX) or variable == ENVIRONMENT_FILE:
+                continue
+            section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+            if section in SECTIONS and key in _types(SECTIONS[section]):
+                self.add(section, key, _from_text(text, _types(SECTIONS[section])[key]), origin=variable, strict=False)
+            else:
+                self.problems.append(
+                    f"{variable} (environment): no key has this name{_meant(guess(variable, _variables()))}"
+                )
+
+    def add(self, section: str, key: str, value: Any, *, origin: str, strict: bool = True) -> None:
+        types = _types(SECTIONS[section])
+        if key not in types:
+            self._refuse(f"{section}.{key}", origin, "there is no such key", guess(key, types))
+            return
+        try:
+            self.values[section][key] = msgspec.convert(value, types[key], strict=strict)
+        except msgspec.ValidationError as error:
+            self._refuse(f"{section}.{key}", origin, f"{_shown(value)} will not do: {error}")
+        self.origins[f"{section}.{key}"] = origin
+
+    def _add_tasks(self, table: Any, origin: str) -> None:
+        if not isinstance(table, dict):
+            self._refuse("task", origin, "is a section: write [task.NAME] and its keys below it")
+            return
+        for name, body in table.items():
+            try:
+                self.tasks |= msgspec.convert({name: body}, dict[TaskName, TaskTable])
+            except msgspec.ValidationError as error:
+                self._refuse(f"task.{name}", origin, str(error).replace("$[...]", f"task.{name}"))
+            self.origins[f"task.{name}"] = origin
+
+    def build(self) -> Config:
+        if not self.problems:
+            sections: dict[str, Any] = {name: struct(**self.values[name]) for name, struct in SECTIONS.items()}
+            config = Config(**sections, task=self.tasks, origins=self.origins)
+            for key, reason in impossible(config):
+                self._refuse(key, self.origins.get(key, "default"), reason)
+        if self.problems:
+            raise ConfigError(self.problems)
+        return config
+
+    def _refuse(self, key: str, origin: str, reason: str, meant: str | None = None) -> None:
+        self.problems.append(f"{key} ({origin}): {reason}{_meant(meant)}")
+
+
+def impossible(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (key, reason) for values that are each of the right type and cannot work, or not together."""
+    yield from _impossible_addresses(config)
+    model, delivery = config.model, config.delivery
+    if delivery.retry_backoff_max_s < delivery.retry_backoff_s:
+        yield "delivery.retry_backoff_max_s", f"is below delivery.retry_backoff_s ({delivery.retry_backoff_s})"
+    if model.num_predict >= model.num_ctx:
+        yield "model.num_predict", f"leaves no room for the event: model.num_ctx is {model.num_ctx}"
+    for name, table in config.task.items():
+        for field_name, field in table.fields.items():
+            yield from ((f"task.{name}", f"fields.{field_name}: {reason}") for reason in _impossible_field(field))
+
+
+def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
+    redis, model = config.redis, config.model
+    if redis.url != EMBEDDED and urlsplit(redis.url).scheme not in {"redis", "rediss", "unix"}:
+        yield "redis.url", 'must be "embedded" or start with redis://, rediss:// or unix://'
+    if model.url != EMBEDDED:
+        parts = urlsplit(model.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            yield "model.url", 'must be "embedded" or an http:// or https:// address'
+        if parts.username or parts.password:
+            yield "model.url", "must not hold a user name or password: they would end up in logs"
+    streams = [redis.input_stream, redis.output_stream, redis.dead_letter_stream]
+    named = [stream for stream in streams if stream]
+    if len(named) != len(set(named)):
+        yield "redis.output_stream", "input, output and dead-letter stream must be three different ones"
+    if len(bytes(config.state_dir / CONTROL_SOCKET)) > SOCKET_PATH_BYTES_MAX:
+        yield "fleet.state_dir", f"is too long a path for a unix socket (over {SOCKET_PATH_BYTES_MAX} bytes)"
+
+
+def _impossible_field(field: TaskField) -> Iterator[str]:
+    if (field.type == "enum") != bool(field.values):
+        yield "values belong to an enum, and an enum needs them"
+    if field.type not in {"integer", "number"} and (field.min is not None or field.max is not None):
+        yield f"min and max belong to integer and number, not to {field.type}"
+    if field.min is not None and field.max is not None and field.min > field.max:
+        yield f"min {field.min} is above max {field.max}"
+
+
+def guess(word: str, known: typing.Iterable[str]) -> str | None:
+    """Return the known word that was perhaps meant."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+
+
+def _meant(word: str | None) -> str:
+    return f"; did you mean {word}?" if word else ""
+
+
+def _types(struct: type[Section]) -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(struct)}
+
+
+def _variables() -> list[str]:
+    return [f"{ENVIRONMENT_PREFIX}{s}_{key}".upper() for s, struct in SECTIONS.items() for key in _types(struct)]
+
+
+def _from_text(text: str, wanted: Any) -> Any:
+    inner = typing.get_args(wanted)[0] if typing.get_origin(wanted) is Annotated else wanted
+    if typing.get_origin(inner) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]

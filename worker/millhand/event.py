@@ -1,0 +1,72 @@
+"""From the fields of a stream entry to an event, and from an event and its enrichment to the output's bytes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from millhand.config import Enrich
+from millhand.errors import Malformed
+
+DATA = b"data"
+ENRICHMENT = "ai_enrichment"
+PASSED_ON = (b"event_id", b"traceparent")  # optional fields of the input that the output carries as they are
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A decoded event: the bytes as they came, the same as an object, and the text the model is shown."""
+
+    data: bytes
+    payload: dict[str, Any]
+    text: str
+
+
+def decode(fields: Mapping[bytes, bytes], enrich: Enrich) -> Event:
+    """Decode an entry's fields. Raises Malformed with the reason for the dead letter."""
+    if not fields:
+        raise Malformed("deleted", "the entry was deleted or trimmed from the input while it was pending")
+    data = fields.get(DATA)
+    if data is None:
+        raise Malformed("malformed", f"no field `data`; the fields are {sorted(fields)[:8]!r}")
+    if len(data) > enrich.event_bytes_max:
+        raise Malformed("too_large", f"{len(data)} bytes, enrich.event_bytes_max is {enrich.event_bytes_max}")
+    payload = _object(data)
+    text = _text(payload, enrich.text_fields)
+    if not text:
+        raise Malformed("no_text", f"none of these fields holds text: {', '.join(enrich.text_fields)}")
+    return Event(data, payload, text)
+
+
+def merge(event: Event, enrichment: Mapping[str, Any]) -> bytes:
+    """Return the original object with `ai_enrichment` as its last member.
+
+    The original's own bytes are kept (numbers as they were written, the order of members, duplicates); only an object
+    that already has an `ai_enrichment` is written anew, so that the old one goes.
+    """
+    if ENRICHMENT in event.payload:
+        return msgspec.json.encode({**event.payload, ENRICHMENT: enrichment})
+    head = event.data.rstrip()[:-1].rstrip()
+    comma = b"" if not event.payload else b","
+    return b'%b%b"%b":%b}' % (head, comma, ENRICHMENT.encode(), msgspec.json.encode(enrichment))
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        payload = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed("malformed", f"`data` is not JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise Malformed("malformed", f"`data` is not a JSON object but {type(payload).__name__}")
+    return payload
+
+
+def _text(payload: dict[str, Any], paths: tuple[str, ...]) -> str:
+    """Join what stands in the text fields; "ticket.body" looks into an object."""
+    found = (_at(payload, path) for path in paths)
+    return "\n".join(text.strip() for text in found if isinstance(text, str) and text.strip())
+
+
+def _at(payload: Any, path: str) -> Any:
+    for name in path.split("."):
+        payload = payload.get(name) if isinstance(payload, dict) else None
+    return payload

@@ -1,0 +1,35 @@
+"""Every Redis key of a fleet. All carry the fleet's hash tag, so that one fleet sits in one cluster slot."""
+
+from typing import Self
+
+import msgspec
+
+from millhand.config import Config
+
+PARKED_CONSUMER = "@parked"  # owns what waits for its retry time; no process has this name
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """The keys of one fleet and the group that reads its input."""
+
+    input: str
+    output: str
+    dead_letter: str
+    parked: str
+    attempts: str
+    totals: str
+    group: str
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Name the keys: the streams as configured, the rest after the fleet."""
+        tag = "{" + config.fleet.name + "}"
+        return cls(
+            input=config.redis.input_stream or f"{tag}:raw",
+            output=config.redis.output_stream or f"{tag}:enriched",
+            dead_letter=config.redis.dead_letter_stream or f"{tag}:dead_letter",
+            parked=f"{tag}:parked",
+            attempts=f"{tag}:attempts",
+            totals=f"{tag}:totals",
+            group=config.redis.group,
+        )

@@ -1,0 +1,93 @@
+"""Leases: our claim on what we have in hand, renewed by heartbeats and lost when they stop."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from millhand.keys import Keys
+from millhand.stream import RedisError, script
+from millhand.verdict import Delivery
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+    from structlog.typing import FilteringBoundLogger
+
+BEATS_PER_LEASE = 3  # so that two may be missed
+
+
+class Lease:
+    """One delivery in hand, and the work on it that ends if the lease is lost."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.lost = False
+        self.work: asyncio.Task[Any] | None = None
+
+    def lose(self) -> None:
+        """Somebody else has it: end the work, whose result is of no use."""
+        self.lost = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End the work."""
+        if self.work is not None:
+            self.work.cancel()
+
+
+class Leases:
+    """What this process has in hand. Only these ids are renewed, never "all under my name".
+
+    An entry that was delivered in a reply that never arrived stands under our name too, and must grow idle to be found.
+    """
+
+    def __init__(self, redis: "Redis", keys: Keys, consumer: str, lease_s: float, log: "FilteringBoundLogger") -> None:
+        self._keys = keys
+        self._consumer = consumer
+        self._lease_s = lease_s
+        self._renew = script(redis, "renew")
+        self._held: dict[str, Lease] = {}
+        self._log = log
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextmanager
+    def hold(self, delivery: Delivery) -> Iterator[Lease]:
+        """Keep a delivery's lease for the length of the block."""
+        lease = self._held[delivery.id] = Lease(delivery)
+        try:
+            yield lease
+        finally:
+            if self._held.get(delivery.id) is lease:
+                del self._held[delivery.id]
+
+    def interrupt_all(self) -> None:
+        """End the work on everything in hand."""
+        for lease in list(self._held.values()):
+            lease.interrupt()
+
+    async def run(self) -> None:
+        """Renew until cancelled. A beat that fails is followed by another at once; the lease outlasts three."""
+        every_s = self._lease_s / BEATS_PER_LEASE
+        while True:
+            started = time.monotonic()
+            try:
+                await self.renew()
+            except RedisError as error:
+                self._log.warning("lease.not_renewed", held=len(self._held), error=str(error))
+            await asyncio.sleep(max(every_s - (time.monotonic() - started), every_s / 10))
+
+    async def renew(self) -> None:
+        """Renew every lease once; end the work on those that are lost."""
+        held = [lease for lease in self._held.values() if lease.delivery.owner == self._consumer]
+        if not held:
+            return
+        token = [part for lease in held for part in (lease.delivery.id, lease.delivery.count)]
+        gone = await self._renew(keys=[self._keys.input], args=[self._keys.group, self._consumer, *token])
+        for id_bytes in gone:
+            lease = self._held.get(id_bytes.decode())
+            if lease is not None and lease in held:
+                self._log.info("lease.lost", id=lease.delivery.id)
+                lease.lose()

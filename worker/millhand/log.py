@@ -1,0 +1,46 @@
+"""Telling what happens: named events with fields, one JSON object a line, or readable on a terminal."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from millhand.config import Log
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+
+def configure(log: Log, process: str) -> None:
+    """Set this process's log up. `process` is who speaks: supervisor, worker-1, janitor, desk."""
+    console = log.format == "console" or (log.format == "auto" and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(pad_event_to=18)
+        if console
+        else structlog.processors.JSONRenderer(serializer=_json)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+
+
+def logger() -> "FilteringBoundLogger":
+    """Return the process's logger."""
+    log: FilteringBoundLogger = structlog.get_logger()
+    return log
+
+
+def _json(record: Any, **_: Any) -> str:
+    return msgspec.json.encode(record, enc_hook=str).decode()

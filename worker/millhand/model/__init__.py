@@ -1,0 +1,1 @@
+"""How a model is asked: one `generate()` for each protocol."""

@@ -1,0 +1,72 @@
+"""Stopping: first stop taking, then stop working, both under one monotonic deadline. Only this module knows signals."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEATH_SIGNAL = signal.SIGTERM  # what the kernel sends a child whose supervisor died
+ORPHAN_DRAIN_S = 1.5  # the supervisor is gone: hand back what is in hand and leave, well within three seconds
+
+
+class Stop:
+    """A request to stop, as an asyncio process sees it."""
+
+    def __init__(self, drain_s: float) -> None:
+        self._drain_s = drain_s
+        self._requested = asyncio.Event()
+        self._deadline: float | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether no new work may be taken."""
+        return self._requested.is_set()
+
+    def request(self, within_s: float | None = None) -> None:
+        """Ask to stop within so many seconds (the drain time if not given). The earliest deadline asked for holds."""
+        deadline = time.monotonic() + (self._drain_s if within_s is None else min(within_s, self._drain_s))
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+        self._requested.set()
+
+    def remaining_s(self) -> float:
+        """Return the seconds until work must end: 0 past the deadline, infinite while nobody asked to stop."""
+        return float("inf") if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    async def wait(self) -> None:
+        """Return when a stop is requested."""
+        await self._requested.wait()
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep, but no longer than until a stop is requested. True if it is."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._requested.wait(), seconds)
+        return self.requested
+
+    async def or_result(self, work: Awaitable[T]) -> T | None:
+        """Await work, which is cancelled as soon as a stop is requested; None then."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._requested.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            return await task
+        return None
+
+    def listen(self) -> None:
+        """Request a stop on SIGTERM. SIGINT is left to the supervisor: a terminal sends it to every process at once."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.request)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+
+
+def on_stop_signals(raise_flag: Callable[[], None]) -> None:
+    """Call `raise_flag` on SIGTERM and SIGINT, for a process without an event loop. It must only set a flag."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: raise_flag())

@@ -1,0 +1,137 @@
+"""From an outcome to a verdict: pure, so that every branch is a unit test."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from millhand.errors import Malformed, Reasoned
+
+HISTORY_ERRORS_MAX = 8  # of an event's attempts, as they stand in the dead letter
+
+
+class Reason(StrEnum):
+    """Why an event was buried: the fixed list of `failure_reason`."""
+
+    MALFORMED = "malformed"  # no `data`, not JSON, not an object
+    TOO_LARGE = "too_large"  # more bytes than enrich.event_bytes_max
+    NO_TEXT = "no_text"  # nothing for the model to read
+    REJECTED = "rejected"  # the model refuses this prompt: too long for the context, as a rule
+    INVALID_ANSWER = "invalid_answer"  # after all attempts: the answer breaks the schema
+    ANSWER_TOO_LONG = "answer_too_long"  # after all attempts: cut off
+    MODEL_ERROR = "model_error"  # after all attempts: the model server fails on this event
+    TIMEOUT = "timeout"  # after all attempts: no answer in time
+    CRASH_LOOP = "crash_loop"  # delivered delivery.deliveries_max times, and never settled
+    DELETED = "deleted"  # somebody deleted or trimmed it while it was pending
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """An event in our hands. (owner, count) is the fencing token; `history` holds the last attempts' errors."""
+
+    id: str
+    fields: Mapping[bytes, bytes]
+    owner: str
+    count: int
+    attempts: int = 0
+    history: tuple[str, ...] = ()
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that comes next, from 1."""
+        return self.attempts + 1
+
+
+class Enriched(msgspec.Struct, frozen=True):
+    """Outcome: a valid enrichment, ready for the output stream."""
+
+    data: bytes
+    hash: str
+    passed_on: Mapping[bytes, bytes] = {}
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Outcome: the event or the answer was no good."""
+
+    error: Reasoned
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """Outcome: stopped before there was one."""
+
+
+Outcome = Enriched | Failed | Interrupted
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Verdict: write it out and acknowledge."""
+
+    enriched: Enriched
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """Verdict: park it; one attempt more is spent."""
+
+    delay_s: float
+    attempts: int
+    history: tuple[str, ...]
+
+
+class Bury(msgspec.Struct, frozen=True):
+    """Verdict: to the dead letters."""
+
+    reason: Reason
+    detail: str
+    attempts: int = 0
+    history: tuple[str, ...] = ()
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Verdict: hand it back, nothing spent."""
+
+
+Verdict = Done | Retry | Bury | Release
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How often an event is tried, and how far apart."""
+
+    retries: int
+    backoff_s: float
+    backoff_max_s: float
+
+
+def judge(delivery: Delivery, outcome: Outcome, policy: Policy, jitter: float) -> Verdict:
+    """Decide what becomes of a delivery. `jitter` in [0, 1) spreads the retries."""
+    match outcome:
+        case Enriched():
+            return Done(outcome)
+        case Interrupted():
+            return Release()
+        case Failed(Malformed() as error):
+            return Bury(Reason(error.reason), error.detail, delivery.attempts, delivery.history)
+        case Failed(error):
+            history = (*delivery.history, str(error))[-HISTORY_ERRORS_MAX:]
+            if delivery.attempt > policy.retries:
+                return Bury(Reason(error.reason), error.detail, delivery.attempt, history)
+            return Retry(backoff_s(delivery.attempt, policy, jitter), delivery.attempt, history)
+
+
+def backoff_s(attempt: int, policy: Policy, jitter: float) -> float:
+    """Return the wait after a failed attempt: exponential, with full jitter.
+
+    After M. Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
+    """
+    ceiling_s = min(policy.backoff_s * 2.0 ** (attempt - 1), policy.backoff_max_s)
+    return ceiling_s * jitter
+
+
+def tell(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict's fields for the log."""
+    match verdict:
+        case Retry():
+            return {"in_s": round(verdict.delay_s, 3), "attempts": verdict.attempts, "error": verdict.history[-1]}
+        case Bury():
+            return {"reason": verdict.reason.value, "detail": verdict.detail, "attempts": verdict.attempts}
+        case _:
+            return {}

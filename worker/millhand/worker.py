@@ -1,0 +1,274 @@
+"""The worker: read, ask, judge, settle, tell."""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from millhand import event as events
+from millhand.config import Config
+from millhand.errors import BadAnswer, Malformed, ModelAway, Unusable
+from millhand.gate import Gate
+from millhand.keys import Keys
+from millhand.lease import Leases
+from millhand.log import configure, logger
+from millhand.model.answer import Answer
+from millhand.model.ollama import OllamaModel
+from millhand.pulse import Pulse, become_child
+from millhand.settle import Settled, Settler, settle_surely
+from millhand.stop import Stop
+from millhand.stream import RedisError, Stream, connect, group_is_missing, require_streams
+from millhand.tasks.catalogue import chosen_tasks
+from millhand.tasks.task import META, Questions, enrichment_hash
+from millhand.verdict import Bury, Delivery, Done, Enriched, Failed, Interrupted, Outcome, Policy, judge, tell
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+REDIS_PAUSE_MIN_S = 0.2
+REDIS_PAUSE_MAX_S = 5.0
+RELEASE_GRACE_S = 1.5  # after the drain deadline, for what was interrupted to be handed back
+
+
+def work(config: Config, consumer: str, name: str, end: socket.socket, supervisor_pid: int) -> None:
+    """Be a worker process until told to stop."""
+    become_child(f"millhand-{name}", supervisor_pid)
+    configure(config.log, name)
+    uvloop.run(_work(config, consumer, end))
+
+
+async def _work(config: Config, consumer: str, end: socket.socket) -> None:
+    stop = Stop(config.fleet.drain_s)
+    stop.listen()
+    worker = Worker(config, consumer, stop, logger())
+    pulse = Pulse(end, stop, stats=worker.stats)
+    beating = asyncio.create_task(pulse.run())
+    try:
+        await worker.run(pulse)
+    except Unusable as error:
+        pulse.send({"unusable": str(error)})
+        raise SystemExit(os.EX_CONFIG) from None
+    finally:
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating
+
+
+class Worker:
+    """One consumer of the group. Create it inside its process and event loop."""
+
+    def __init__(self, config: Config, consumer: str, stop: Stop, log: "FilteringBoundLogger") -> None:
+        keys = Keys.of(config)
+        self._config = config
+        self._consumer = consumer
+        self._stop = stop
+        self._log = log
+        self._policy = Policy(
+            config.delivery.retries, config.delivery.retry_backoff_s, config.delivery.retry_backoff_max_s
+        )
+        self._questions = Questions(chosen_tasks(config))
+        self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
+        self._stream = Stream(config.redis.url, keys, consumer)
+        self._settler = Settler(self._redis, keys)
+        self._leases = Leases(self._redis, keys, consumer, config.delivery.lease_s, log)
+        self._model = OllamaModel(config.model)
+        self._model_digest = ""
+        self._gate = Gate(stop, log)
+        self._slots = asyncio.Semaphore(config.model.concurrency)
+        self._walks: set[asyncio.Task[None]] = set()
+        self._settled: Counter[str] = Counter()
+        self._due_turn = False
+
+    async def run(self, pulse: Pulse) -> None:
+        """Work until a stop is requested, then drain."""
+        self._log.info("worker.started", consumer=self._consumer, pid=os.getpid())
+        renewing = asyncio.create_task(self._leases.run())
+        if await self._open():
+            pulse.send({"ready": True})
+            self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
+        while not self._stop.requested:
+            free = await self._free_slots()
+            deliveries = await self._next(free) if free and await self._gate.admit() else []
+            for delivery in deliveries:
+                self._start(delivery)
+            self._free(free - len(deliveries))
+        await self._drain()
+        renewing.cancel()
+        await self._close()
+        self._log.info("worker.stopped", **self._settled)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the worker says of itself with each heartbeat."""
+        away = self._gate.away
+        return {
+            "in_hand": len(self._leases),
+            "waits_for": f"{away.reason}: {away.detail}" if away else None,
+            **self._settled,
+        }
+
+    async def _open(self) -> bool:
+        """Wait for Redis and the model. False if a stop comes first."""
+        while not self._stop.requested:
+            try:
+                await require_streams(self._redis)
+                await self._stream.ensure_group()
+                break
+            except RedisError as error:
+                self._log.warning("redis.waiting", error=str(error))
+                await self._stop.sleep(REDIS_PAUSE_MAX_S)
+        while await self._gate.admit():
+            with suppress(ModelAway):
+                await self._meet_model()
+                return True
+        return False
+
+    async def _meet_model(self) -> None:
+        """Learn the model's digest; close the gate if it is not there."""
+        try:
+            self._model_digest = await self._model.digest()
+        except ModelAway as away:
+            self._gate.close(away)
+            raise
+        self._gate.open()
+
+    # -- read -------------------------------------------------------------------------------------------------------
+
+    async def _free_slots(self) -> int:
+        """Wait for a free slot, and take all that are free. 0 if a stop comes first."""
+        if not await self._stop.or_result(self._slots.acquire()):
+            return 0
+        free = 1
+        while not self._slots.locked():
+            await self._slots.acquire()
+            free += 1
+        return free
+
+    def _free(self, count: int) -> None:
+        for _ in range(count):
+            self._slots.release()
+
+    async def _next(self, count: int) -> list[Delivery]:
+        """Return up to `count` deliveries: by turns what is due and what is new, so that neither starves."""
+        self._due_turn = not self._due_turn
+        try:
+            if self._due_turn:
+                return await self._stream.take_due(count)
+            return await self._stream.read(count)
+        except RedisError as error:
+            await self._mend(error)
+            return []
+
+    async def _mend(self, error: BaseException) -> None:
+        """Wait out a Redis that fails; put a vanished group back."""
+        self._log.warning("redis.waiting", error=str(error))
+        with suppress(*RedisError):
+            if group_is_missing(error) and await self._stream.ensure_group():
+                self._log.critical("group.recreated", group=self._config.redis.group)
+        await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, 1.0))  # noqa: S311 - jitter, no secret
+
+    # -- walk -------------------------------------------------------------------------------------------------------
+
+    def _start(self, delivery: Delivery) -> None:
+        walk = asyncio.create_task(self._walk(delivery))
+        self._walks.add(walk)
+        walk.add_done_callback(self._ended)
+
+    def _ended(self, walk: asyncio.Task[None]) -> None:
+        self._walks.discard(walk)
+        self._free(1)
+        if not walk.cancelled() and (error := walk.exception()):
+            self._log.error("event.walk_failed", exc_info=error)
+
+    async def _walk(self, delivery: Delivery) -> None:
+        """Take one delivery from its fields to its verdict."""
+        with self._leases.hold(delivery) as lease:
+            lease.work = asyncio.create_task(self._attempt(delivery))
+            try:
+                outcome = await lease.work
+            except asyncio.CancelledError:
+                if lease.lost or not lease.work.cancelled():
+                    return
+                outcome = Interrupted()
+            verdict = judge(delivery, outcome, self._policy, random.random())  # noqa: S311 - jitter, no secret
+            settled = await settle_surely(self._settler, delivery, verdict, self._log)
+        self._tell(delivery, verdict, settled)
+
+    async def _attempt(self, delivery: Delivery) -> Outcome:
+        """Decode, ask and check. Waits while the model is away; that spends no attempt."""
+        started = time.monotonic()
+        try:
+            event = events.decode(delivery.fields, self._config.enrich)
+            prompt = self._questions.prompt(event.text)
+            while await self._gate.admit():
+                with suppress(ModelAway):
+                    answer = await self._ask(prompt, delivery)
+                    results = self._questions.parse(answer.content)
+                    return self._enriched(delivery, event, results, answer, time.monotonic() - started)
+        except (Malformed, BadAnswer) as error:
+            return Failed(error)
+        return Interrupted()
+
+    async def _ask(self, prompt: Any, delivery: Delivery) -> Answer:
+        if self._gate.away:
+            await self._meet_model()
+        try:
+            answer = await self._model.generate(prompt, delivery.attempt)
+        except ModelAway as away:
+            self._gate.close(away)
+            raise
+        self._gate.open()
+        return answer
+
+    def _enriched(
+        self, delivery: Delivery, event: events.Event, results: dict[str, Any], answer: Answer, total_s: float
+    ) -> Enriched:
+        meta = {
+            "model": self._config.model.name,
+            "model_digest": self._model_digest,
+            "prompt_hash": self._questions.prompt_hash,
+            "attempts": delivery.attempt,
+            "tokens_in": answer.tokens_in,
+            "tokens_out": answer.tokens_out,
+            "model_s": round(answer.model_s, 6),
+            "total_s": round(total_s, 6),
+            "worker": self._consumer,
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
+        return Enriched(
+            data=events.merge(event, {**results, META: meta}),
+            hash=enrichment_hash(results),
+            passed_on={name: delivery.fields[name] for name in events.PASSED_ON if name in delivery.fields},
+        )
+
+    def _tell(self, delivery: Delivery, verdict: Any, settled: Settled) -> None:
+        word = type(verdict).__name__.lower()
+        self._settled[word if settled is Settled.OK else settled.value] += 1
+        say = self._log.warning if isinstance(verdict, Bury) else self._log.info
+        if isinstance(verdict, Done) and settled is Settled.OK:
+            say = self._log.debug
+        say("event.settled", id=delivery.id, verdict=word, settled=settled.value, count=delivery.count, **tell(verdict))
+
+    # -- stop -------------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Let what is in hand finish until the deadline; hand the rest back."""
+        self._log.info("worker.draining", in_hand=len(self._walks), within_s=round(self._stop.remaining_s(), 1))
+        if self._walks:
+            await asyncio.wait(self._walks, timeout=self._stop.remaining_s())
+        self._leases.interrupt_all()
+        if self._walks:
+            await asyncio.wait(self._walks, timeout=RELEASE_GRACE_S)
+        for walk in self._walks:
+            walk.cancel()
+
+    async def _close(self) -> None:
+        await self._model.close()
+        await self._stream.close()
+        await self._redis.aclose()
