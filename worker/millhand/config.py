@@ -1,7 +1,7 @@
 """The configuration: what it may hold, and how file, environment and flags become one frozen value.
 
-Later wins: built-in default < TOML file < `MILLHAND_<SECTION>_<KEY>` < command-line flag. Everything is checked here, at the
-border; a value that got through needs no second look.
+Later wins: built-in default < TOML file < `MILLHAND_<SECTION>_<KEY>` < command-line flag. Everything is checked
+here, at the border; a value that got through needs no second look.
 """
 
 import difflib

@@ -28,13 +28,24 @@ def decode(fields: Mapping[bytes, bytes], enrich: Enrich) -> Event:
     data = fields.get(DATA)
     if data is None:
         raise Malformed("malformed", f"no field `data`; the fields are {sorted(fields)[:8]!r}")
-    if len(data) > enrich.event_bytes_max:
-        raise Malformed("too_large", f"{len(data)} bytes, enrich.event_bytes_max is {enrich.event_bytes_max}")
-    payload = _object(data)
+    payload = decode_payload(data, enrich)
     text = _text(payload, enrich.text_fields)
     if not text:
         raise Malformed("no_text", f"none of these fields holds text: {', '.join(enrich.text_fields)}")
     return Event(data, payload, text)
+
+
+def decode_payload(data: bytes, enrich: Enrich) -> dict[str, Any]:
+    """Return the JSON object that `data` holds. Raises Malformed if it is something else, or too large."""
+    if len(data) > enrich.event_bytes_max:
+        raise Malformed("too_large", f"{len(data)} bytes, enrich.event_bytes_max is {enrich.event_bytes_max}")
+    try:
+        payload = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed("malformed", f"`data` is not JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise Malformed("malformed", f"`data` is not a JSON object but {type(payload).__name__}")
+    return payload
 
 
 def merge(event: Event, enrichment: Mapping[str, Any]) -> bytes:
@@ -48,16 +59,6 @@ def merge(event: Event, enrichment: Mapping[str, Any]) -> bytes:
     head = event.data.rstrip()[:-1].rstrip()
     comma = b"" if not event.payload else b","
     return b'%b%b"%b":%b}' % (head, comma, ENRICHMENT.encode(), msgspec.json.encode(enrichment))
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        payload = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed("malformed", f"`data` is not JSON: {error}") from error
-    if not isinstance(payload, dict):
-        raise Malformed("malformed", f"`data` is not a JSON object but {type(payload).__name__}")
-    return payload
 
 
 def _text(payload: dict[str, Any], paths: tuple[str, ...]) -> str:

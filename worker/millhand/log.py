@@ -27,6 +27,7 @@ def configure(log: Log, process: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
             structlog.processors.format_exc_info,
+            _in_reading_order,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
@@ -40,6 +41,12 @@ def logger() -> "FilteringBoundLogger":
     """Return the process's logger."""
     log: FilteringBoundLogger = structlog.get_logger()
     return log
+
+
+def _in_reading_order(_: Any, __: str, record: Any) -> Any:
+    """Put first what an eye looks for first."""
+    first = {key: record.pop(key) for key in ("timestamp", "level", "process", "event") if key in record}
+    return {**first, **record}
 
 
 def _json(record: Any, **_: Any) -> str:

@@ -4,23 +4,27 @@ A line is one end of a SOCK_SEQPACKET pair: every message arrives whole or not a
 """
 
 import asyncio
-import ctypes
 import faulthandler
 import json
-import os
 import socket
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millhand.stop import DEATH_SIGNAL, ORPHAN_DRAIN_S, Stop
+from millhand.stop import ORPHAN_DRAIN_S, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BEAT_EVERY_S = 1.0
 HANG_LIMIT_S = 15.0  # an event loop silent for so long is stuck: dump its stacks and die
-MESSAGE_BYTES_MAX = 65_536
+MESSAGE_BYTES_MAX = 131_072  # below the kernel's default socket buffer
 
-PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
-PROCESS_NAME_BYTES_MAX = 15
+
+class Birth(NamedTuple):
+    """What every child process is given by its supervisor."""
+
+    name: str
+    end: socket.socket
+    supervisor_pid: int
 
 
 class Line:
@@ -38,9 +42,12 @@ class Line:
         return cls(ours), theirs
 
     def send(self, message: dict[str, Any]) -> bool:
-        """Send a message. False if it was dropped: the other side is gone, or does not read."""
+        """Send a message. False if it was dropped: too long, or the other side is gone or does not read."""
+        packet = json.dumps(message).encode()
+        if len(packet) > MESSAGE_BYTES_MAX:
+            return False
         try:
-            self.end.send(json.dumps(message).encode()[:MESSAGE_BYTES_MAX], socket.MSG_NOSIGNAL)
+            self.end.send(packet, socket.MSG_NOSIGNAL)
         except OSError:
             return False
         return True
@@ -70,19 +77,11 @@ class Line:
 class Pulse:
     """A child's end of the line inside its event loop."""
 
-    def __init__(
-        self,
-        end: socket.socket,
-        stop: Stop,
-        *,
-        stats: Callable[[], dict[str, Any]] = dict,
-        hear: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> None:
-        """`stats` goes up with every beat; `hear` gets every order that is not a stop."""
+    def __init__(self, end: socket.socket, stop: Stop) -> None:
         self._line = Line(end)
         self._stop = stop
-        self._stats = stats
-        self._hear = hear
+        self.stats: Callable[[], dict[str, Any]] = dict  # goes up with every beat
+        self.hear: Callable[[dict[str, Any]], None] = lambda _: None  # gets every order that is not a stop
 
     async def run(self) -> None:
         """Beat until cancelled. A loop that hangs is ended by a watchdog in C, which needs neither loop nor GIL."""
@@ -90,7 +89,7 @@ class Pulse:
         loop.add_reader(self._line.end, self._listen)
         try:
             while True:
-                self.send({"beat": self._stats()})
+                self.send({"beat": self.stats()})
                 faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True)
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:
@@ -106,19 +105,7 @@ class Pulse:
             if "stop" in message:
                 self._stop.request(message["stop"])
             else:
-                self._hear(message)
+                self.hear(message)
         if self._line.closed:
             asyncio.get_running_loop().remove_reader(self._line.end)
             self._stop.request(ORPHAN_DRAIN_S)
-
-
-def become_child(name: str, supervisor_pid: int) -> None:
-    """Make this process a proper child: named for `ps`, and told by the kernel when its supervisor dies.
-
-    End-of-file on the line says the same and is the rule; the death signal is for a child that does not read.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_NAME, name.encode()[:PROCESS_NAME_BYTES_MAX], 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, DEATH_SIGNAL, 0, 0, 0)
-    if os.getppid() != supervisor_pid:
-        raise SystemExit(f"{name}: the supervisor {supervisor_pid} died before its child was ready")

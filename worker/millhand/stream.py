@@ -63,7 +63,7 @@ async def require_streams(redis: "aioredis.Redis") -> str:
 
 def script(redis: "aioredis.Redis", name: str) -> AsyncScript:
     """Return a script of `lua/`; it loads itself again where the server has forgotten it."""
-    text = resources.files("millhand").joinpath("lua", f"{name}.lua").read_text(encoding="ascii")
+    text = resources.files("millhand").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
     return redis.register_script(text)
 
 

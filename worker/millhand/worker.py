@@ -3,25 +3,23 @@
 import asyncio
 import os
 import random
-import socket
 import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import uvloop
-
 from millhand import event as events
 from millhand.config import Config
-from millhand.errors import BadAnswer, Malformed, ModelAway, Unusable
+from millhand.errors import BadAnswer, Malformed, ModelAway
 from millhand.gate import Gate
 from millhand.keys import Keys
 from millhand.lease import Leases
-from millhand.log import configure, logger
+from millhand.log import logger
 from millhand.model.answer import Answer
 from millhand.model.ollama import OllamaModel
-from millhand.pulse import Pulse, become_child
+from millhand.process import run_child
+from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.stop import Stop
 from millhand.stream import RedisError, Stream, connect, group_is_missing, require_streams
@@ -37,28 +35,15 @@ REDIS_PAUSE_MAX_S = 5.0
 RELEASE_GRACE_S = 1.5  # after the drain deadline, for what was interrupted to be handed back
 
 
-def work(config: Config, consumer: str, name: str, end: socket.socket, supervisor_pid: int) -> None:
+def work(config: Config, consumer: str, birth: Birth) -> None:
     """Be a worker process until told to stop."""
-    become_child(f"millhand-{name}", supervisor_pid)
-    configure(config.log, name)
-    uvloop.run(_work(config, consumer, end))
 
-
-async def _work(config: Config, consumer: str, end: socket.socket) -> None:
-    stop = Stop(config.fleet.drain_s)
-    stop.listen()
-    worker = Worker(config, consumer, stop, logger())
-    pulse = Pulse(end, stop, stats=worker.stats)
-    beating = asyncio.create_task(pulse.run())
-    try:
+    async def life(stop: Stop, pulse: Pulse) -> None:
+        worker = Worker(config, consumer, stop, logger())
+        pulse.stats = worker.stats
         await worker.run(pulse)
-    except Unusable as error:
-        pulse.send({"unusable": str(error)})
-        raise SystemExit(os.EX_CONFIG) from None
-    finally:
-        beating.cancel()
-        with suppress(asyncio.CancelledError):
-            await beating
+
+    run_child(birth, config, life)
 
 
 class Worker:

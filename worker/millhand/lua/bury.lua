@@ -3,7 +3,7 @@
 -- holds it now, because a zombie's "it failed" must not overrule a living worker's "not yet".
 --
 -- KEYS   1 input  2 dead_letter  3 parked  4 attempts  5 totals
--- ARGV   1 group  2 id  3 owner  4 count  5 failure_reason  6… further fields and values of the record
+-- ARGV   1 group  2 id  3 owner  4 count  5 failure_reason  6... further fields and values of the record
 -- answer 'ok'    buried
 --        'gone'  no longer pending: settled before
 --        'lost'  pending in other hands

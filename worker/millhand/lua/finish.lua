@@ -3,7 +3,7 @@
 -- a slow but right answer is not thrown away.
 --
 -- KEYS   1 input  2 output  3 parked  4 attempts  5 totals
--- ARGV   1 group  2 id  3 data  4 hash  5… further fields and values of the output entry
+-- ARGV   1 group  2 id  3 data  4 hash  5... further fields and values of the output entry
 -- answer 'ok'    written and acknowledged
 --        'gone'  no longer pending: settled before, by this call's lost predecessor or by somebody else
 --

@@ -2,7 +2,7 @@
 -- renew: keep the leases of the entries that a consumer has in hand, by resetting their idle time.
 --
 -- KEYS   1 input
--- ARGV   1 group  2 consumer  3… id, count, id, count, …
+-- ARGV   1 group  2 consumer  3... id, count, id, count, ...
 -- answer the ids that are this consumer's no longer
 --
 -- Only the ids named here: what was delivered in a reply that never arrived is in nobody's hand, and must grow idle.

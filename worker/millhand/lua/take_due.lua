@@ -3,7 +3,7 @@
 --
 -- KEYS   1 input  2 parked  3 attempts
 -- ARGV   1 group  2 consumer  3 how many at most
--- answer {ms until the next is due or -1, {{id, owner, count, record of the attempts or '', {field, value, …}}, …}}
+-- answer {ms until the next is due or -1, {{id, owner, count, record of the attempts or '', {field, value, ...}}, ...}}
 --
 -- A deleted entry is given out without fields, and stays with `@parked` since XCLAIM would drop it: its taker buries it.
 -- XCLAIM stands before ZREM: what is lost between them is found again in the pending list.

@@ -22,7 +22,7 @@ BUSY = frozenset({429, 502, 503, 504})
 SERVER_ERROR = 500
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, frozen=True):
     content: str = ""
 
 

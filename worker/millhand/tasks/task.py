@@ -65,7 +65,7 @@ class Questions:
         try:
             answer = self._decoder.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadAnswer("invalid_answer", f"{error}; the answer begins {content[:80]!r}") from error
+            raise BadAnswer("invalid_answer", f"{error}; the answer has {len(content)} characters") from error
         results: dict[str, Any] = msgspec.to_builtins(answer)
         return results
 

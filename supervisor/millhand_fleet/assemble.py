@@ -1,0 +1,117 @@
+"""The only wiring: from a configuration to a supervisor with its children."""
+
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from millhand.config import CONTROL_SOCKET, EMBEDDED, Config
+from millhand.errors import Unusable
+from millhand.log import logger
+from millhand.tasks.catalogue import chosen_tasks
+from millhand.worker import work
+from millhand_fleet.child import Spec
+from millhand_fleet.desk import attend
+from millhand_fleet.embedded.model_process import run_model
+from millhand_fleet.embedded.preflight import EmbeddedUnavailable, require_model_server, valkey_binary
+from millhand_fleet.embedded.valkey import run_valkey
+from millhand_fleet.janitor import consumer_prefix, look_after
+from millhand_fleet.state import ENDPOINTS, DesiredCount, FleetRunningError, StateDir, kept_port
+from millhand_fleet.supervisor import Roles, Supervisor
+
+LISTEN_BACKLOG = 128
+EMBEDDED_SLOTS = 2  # calls that the embedded model answers at once
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet that can be started, and where it will be found."""
+
+    supervisor: Supervisor
+    redis_url: str
+    model_url: str
+    desk_url: str
+    workers: int
+
+
+def assemble(config: Config) -> Fleet:
+    """Check what can be checked before a process is started, take the lock, open the sockets, and wire the children.
+
+    Raises Unusable with what to change.
+    """
+    chosen_tasks(config)
+    state = StateDir(config.state_dir)
+    try:
+        state.hold()
+    except FleetRunningError as error:
+        raise Unusable(str(error)) from error
+    except OSError as error:
+        raise Unusable(f"fleet.state_dir {state.path} cannot be used: {error.strerror}") from error
+    try:
+        return _wire(config, state)
+    except EmbeddedUnavailable as error:
+        raise Unusable(f"{error}\n  or set redis.url and model.url to servers of your own") from error
+
+
+def _wire(config: Config, state: StateDir) -> Fleet:
+    servers: list[Spec] = []
+    redis_url, model_url = config.redis.url, config.model.url
+    if redis_url == EMBEDDED:
+        port = kept_port(state, "valkey", config.redis.embedded_port)
+        redis_url = f"redis://127.0.0.1:{port}/0"
+        servers.append(_valkey(state.path.resolve(), port))
+    if model_url == EMBEDDED:
+        listener = _listen(0, "the embedded model")
+        model_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        servers.append(_model(config, listener))
+    tcp = _listen(config.desk.port, "desk.port")
+    unix = _listen_unix(state.path / CONTROL_SOCKET)
+    desk_url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
+    config = config.with_urls(redis=redis_url, model=model_url)
+    roles = Roles(
+        servers=tuple(servers),
+        janitor=lambda living: Spec("janitor", look_after, lambda _: (config, living)),
+        desk=Spec("desk", attend, lambda _: (config, tcp, unix)),
+        worker=lambda number: _worker(config, number),
+    )
+    desired = DesiredCount(state, config.fleet.workers)
+    embedded = {"redis_url": redis_url} if servers and servers[0].name == "valkey" else {}
+    state.write(ENDPOINTS, {"desk_url": desk_url, "model_url": model_url, **embedded})
+    supervisor = Supervisor(roles, desired, config.fleet.drain_s, logger())
+    return Fleet(supervisor, redis_url, model_url, desk_url, desired.value)
+
+
+def _valkey(state_dir: Path, port: int) -> Spec:
+    server = valkey_binary()
+    return Spec("valkey", run_valkey, lambda _: (server, state_dir, port), beats=False)
+
+
+def _model(config: Config, listener: socket.socket) -> Spec:
+    path = require_model_server()
+    return Spec("model", run_model, lambda _: (config, path, EMBEDDED_SLOTS, listener))
+
+
+def _worker(config: Config, number: int) -> Spec:
+    return Spec(f"worker-{number}", work, lambda identity: (config, identity), consumer=f"{consumer_prefix()}{number}")
+
+
+def _listen(port: int, key: str) -> socket.socket:
+    """Open a listening socket on loopback. A child inherits it, so that its restarts keep the port."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise Unusable(f"{key}: port {port} on 127.0.0.1 cannot be had: {error.strerror}; choose another") from error
+    listener.listen(LISTEN_BACKLOG)
+    return listener
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """Open the control socket, in a directory that only its owner may enter. The lock says that it is ours to open."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    listener.listen(LISTEN_BACKLOG)
+    return listener

@@ -1,0 +1,67 @@
+"""worker-ctl config show, check."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from millhand.config import SECTIONS, Config
+from millhand.errors import ConfigError
+from millhand.tasks.catalogue import chosen_tasks
+from millhand_fleet.ctl.settings import found_file, leave, load_config
+
+SECRET = {"redis.url"}
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command()
+@click.pass_obj
+def show(file: Path | None) -> None:
+    """Print the configuration in force, and where each value comes from.
+
+    \b
+    Example: worker-ctl --config conf/millhand.toml config show
+    """  # noqa: D301 - click's own mark
+    settings = load_config(file)
+    for section in SECTIONS:
+        click.echo(f"[{section}]")
+        for key, value in msgspec.to_builtins(getattr(settings, section)).items():
+            shown = _toml(_masked(value) if f"{section}.{key}" in SECRET else value)
+            click.echo(f"{key} = {shown}  # {settings.origins.get(f'{section}.{key}', 'default')}")
+        click.echo()
+    for name, table in settings.task.items():
+        click.echo(f"[task.{name}]\nprompt = {_toml(table.prompt)}  # {settings.origins[f'task.{name}']}\n")
+
+
+@config.command()
+@click.pass_obj
+def check(file: Path | None) -> None:
+    """Check the configuration without starting anything. Exit code 0 if a fleet could start with it.
+
+    \b
+    Example: worker-ctl --config conf/millhand.toml config check
+    """  # noqa: D301 - click's own mark
+    settings = load_config(file)
+    _check_tasks(settings)
+    click.echo(f"{file or found_file() or 'built-in values'}: good; tasks {', '.join(settings.enrich.tasks)}")
+
+
+def _check_tasks(settings: Config) -> None:
+    try:
+        chosen_tasks(settings)
+    except ConfigError as error:
+        leave("the configuration cannot be used", *error.problems)
+
+
+def _masked(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{'***@' if at else ''}{host or rest}"
+
+
+def _toml(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,126 @@
+"""worker-ctl produce: JSON Lines into the input stream."""
+
+import asyncio
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from millhand.config import Config
+from millhand.errors import Malformed
+from millhand.event import DATA, decode_payload
+from millhand.keys import Keys
+from millhand.stream import RedisError, connect
+from millhand_fleet.ctl.settings import leave, load_config, redis_url
+
+BATCH = 200  # lines a round trip
+REFUSALS_SHOWN_MAX = 20
+EX_REFUSED = 1
+EX_UNAVAILABLE = 69
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line of the input, and why it is refused if it is."""
+
+    number: int
+    data: bytes
+    refusal: str | None
+
+
+@click.command()
+@click.argument("source", type=click.File("rb"), default="-")
+@click.option("--stream", help="The stream to write to. Default: the fleet's input.")
+@click.option("--from-line", type=click.IntRange(1), default=1, show_default=True, help="Skip the lines before this.")
+@click.pass_obj
+def produce(file: Path | None, source: IO[bytes], stream: str | None, from_line: int) -> None:
+    """Write the JSON objects of SOURCE (a JSON Lines file, or - for standard input) to the input stream.
+
+    A line that is no JSON object, or too large, is refused and named by its number; the others are written. Exit code:
+    0 if all lines were written, 1 if some were refused, 69 if Redis failed on the way.
+
+    \b
+    Example: worker-ctl produce reviews.jsonl
+    """  # noqa: D301 - click's own mark
+    config = load_config(file)
+    lines = (line for line in _lines(source, config) if line.number >= from_line)
+    console = Console(stderr=True, highlight=False)
+    with _progress(console) as progress:
+        written, refused = asyncio.run(
+            _produce(lines, redis_url(config), stream or Keys.of(config).input, progress, console)
+        )
+    click.echo(f"{written} events written, {refused} lines refused")
+    if refused:
+        sys.exit(EX_REFUSED)
+
+
+async def _produce(
+    lines: Iterator[Line], url: str, stream: str, progress: Progress, console: Console
+) -> tuple[int, int]:
+    """Write the good lines batch by batch, tell of the bad ones. Return how many of each there were."""
+    bar = progress.add_task(f"to {stream}", total=None)
+    redis = connect(url)
+    written = refused = 0
+    for batch in _batches(lines):
+        for line in batch:
+            if line.refusal:
+                refused += 1
+                if refused <= REFUSALS_SHOWN_MAX:
+                    console.print(f"line {line.number}: refused: {line.refusal}", markup=False)
+        good = [line for line in batch if not line.refusal]
+        try:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for line in good:
+                    pipeline.xadd(stream, {DATA: line.data})
+                await pipeline.execute()
+        except RedisError as error:
+            progress.stop()
+            leave(
+                f"Redis failed while lines {batch[0].number} to {batch[-1].number} were being written: {error}",
+                f"{written} events were written before; of these lines, perhaps some",
+                f"go on with --from-line {batch[0].number} (may write some twice) or {batch[-1].number + 1} (may skip)",
+                code=EX_UNAVAILABLE,
+            )
+        written += len(good)
+        progress.update(bar, completed=written)
+    progress.update(bar, total=written)
+    if refused > REFUSALS_SHOWN_MAX:
+        console.print(f"… and {refused - REFUSALS_SHOWN_MAX} more refused lines")
+    await redis.aclose()
+    return written, refused
+
+
+def _lines(source: Iterable[bytes], config: Config) -> Iterator[Line]:
+    for number, raw in enumerate(source, start=1):
+        data = raw.strip()
+        if data:
+            yield Line(number, data, _refusal(data, config))
+
+
+def _refusal(data: bytes, config: Config) -> str | None:
+    try:
+        decode_payload(data, config.enrich)
+    except Malformed as error:
+        return error.detail
+    return None
+
+
+def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    for line in lines:
+        batch.append(line)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )

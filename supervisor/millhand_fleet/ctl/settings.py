@@ -1,0 +1,49 @@
+"""Finding and loading the configuration, as every command does it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from millhand.config import EMBEDDED, Config, load
+from millhand.errors import ConfigError
+from millhand_fleet.state import ENDPOINTS, StateDir
+
+PLACES = (Path("millhand.toml"), Path("/etc/millhand/millhand.toml"))
+
+
+def load_config(file: Path | None, flags: dict[str, Any] | None = None) -> Config:
+    """Load the configuration; leave with every problem in it, one a line."""
+    try:
+        return load(file or found_file(), os.environ, {key: v for key, v in (flags or {}).items() if v is not None})
+    except ConfigError as error:
+        leave("the configuration cannot be used", *error.problems)
+
+
+def found_file() -> Path | None:
+    """Return the file that is used when none is named."""
+    return next((place for place in PLACES if place.is_file()), None)
+
+
+def redis_url(config: Config) -> str:
+    """Return where the fleet's Redis is, also when it is an embedded one; leave if that does not run."""
+    if config.redis.url != EMBEDDED:
+        return config.redis.url
+    state = StateDir(config.state_dir)
+    url = state.read(ENDPOINTS).get("redis_url")
+    if not url or not state.held():
+        leave(
+            f"the embedded Redis of fleet {config.fleet.name!r} does not run (state directory {state.path})",
+            "start the fleet with `worker-ctl up`, or set redis.url",
+        )
+    return str(url)
+
+
+def leave(message: str, *lines: str, code: int = os.EX_CONFIG) -> NoReturn:
+    """Say what is wrong and what to do, and exit."""
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    for line in lines:
+        click.echo("  " + line.replace("\n", "\n  "), err=True)
+    sys.exit(code)

@@ -1,0 +1,55 @@
+"""worker-ctl up."""
+
+from pathlib import Path
+
+import click
+
+from millhand.config import EMBEDDED
+from millhand.errors import Unusable
+from millhand.log import configure
+from millhand.stop import on_stop_signals
+from millhand_fleet.ctl.settings import leave, load_config
+
+
+@click.command()
+@click.option("--embedded", is_flag=True, help="Bring Redis and the model along, whatever the configuration says.")
+@click.option("--workers", type=click.IntRange(0, 256), help="How many workers to start with.")
+@click.pass_obj
+def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa: FBT001 - click's signature
+    """Run the fleet in the foreground until it is stopped.
+
+    This is what supervisord or systemd runs. SIGTERM and Ctrl-C let the events in hand finish first.
+
+    \b
+    Example: worker-ctl up --embedded --workers 4
+    """  # noqa: D301 - click's own mark
+    from millhand_fleet.assemble import assemble  # noqa: PLC0415 - loads every part of the fleet
+
+    flags = {"fleet.workers": workers}
+    if embedded:
+        flags |= {"redis.url": EMBEDDED, "model.url": EMBEDDED, "model.name": "smollm2:135m"}  # type: ignore[dict-item]
+    config = load_config(file, flags)
+    configure(config.log, "supervisor")
+    try:
+        fleet = assemble(config)
+    except Unusable as error:
+        first, _, rest = str(error).partition("\n")
+        leave(first, *rest.splitlines())
+    on_stop_signals(fleet.supervisor.request_stop)
+    click.echo(
+        f"fleet {config.fleet.name!r} with {fleet.workers} workers"
+        f"\n  redis   {_without_password(fleet.redis_url)}{'  (embedded)' if config.redis.url == EMBEDDED else ''}"
+        f"\n  model   {config.model.name} at {fleet.model_url}{'  (embedded)' if config.model.url == EMBEDDED else ''}"
+        f"\n  tasks   {', '.join(config.enrich.tasks)}"
+        f"\n  health  {fleet.desk_url}/healthz"
+        f"\n  state   {config.state_dir}",
+        err=True,
+    )
+    unusable = fleet.supervisor.run()
+    if unusable:
+        leave("the fleet cannot work", *unusable.splitlines())
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -1,0 +1,52 @@
+"""The snapshot in Prometheus's text format."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from millhand_fleet.snapshot import Snapshot
+
+
+class SnapshotCollector(Collector):
+    """Renders one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        snapshot, streams = self._snapshot, self._snapshot.streams
+        yield _gauge("redis_up", "Whether Redis answers.", float(snapshot.redis.reachable))
+        yield _gauge("backlog_events", "Events not yet delivered to a worker.", streams.backlog)
+        yield _gauge("pending_events", "Events delivered and not yet settled.", streams.pending)
+        yield _gauge("parked_events", "Pending events that wait for their retry.", streams.parked)
+        yield _gauge("workers_desired", "Workers there should be.", snapshot.desired)
+        ready = sum(row["state"] == "ready" for row in snapshot.workers)
+        yield _gauge("workers_ready", "Workers at work.", ready)
+        yield _counter("enriched_events", "Events written to the output stream.", streams.enriched)
+        yield _counter("retries", "Attempts that failed and were parked for another.", streams.retried)
+        yield _counter("handed_back_events", "Deliveries that the janitor took from the dead.", streams.handed_back)
+        yield _counter("restarts", "Children started again.", sum(row["restarts"] for row in snapshot.children))
+        if streams.success_rate is not None:
+            yield _gauge("success_ratio", "Enriched events as a share of all settled ones.", streams.success_rate)
+        dead = CounterMetricFamily("millhand_dead_letters", "Events buried, by reason.", labels=["reason"])
+        for reason, count in streams.dead_by_reason.items():
+            dead.add_metric([reason], count)
+        yield dead
+
+
+def render(snapshot: Snapshot) -> bytes:
+    """Return the exposition of a snapshot."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SnapshotCollector(snapshot))
+    return generate_latest(registry)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"millhand_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"millhand_{name}", text, value=value)

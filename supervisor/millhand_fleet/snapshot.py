@@ -1,0 +1,158 @@
+"""One picture of the fleet: health, metrics, status and web page all render this, so that they cannot disagree."""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from redis import exceptions
+
+from millhand.config import Config
+from millhand.keys import PARKED_CONSUMER, Keys
+from millhand.stop import Stop
+from millhand.stream import RedisError, connect, require_streams
+from millhand_fleet.backlog import Backlog
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+REFRESH_EVERY_S = 1.0
+RATE_OVER_S = 10.0
+HEALTH_TIMEOUT_S = 2.0
+
+
+class RedisView(msgspec.Struct, frozen=True):
+    """What the server says of itself."""
+
+    reachable: bool = False
+    error: str | None = None
+    server: str = ""
+    durability: str = "unknown"  # durable | weak: everysec | none | unknown
+
+
+class StreamsView(msgspec.Struct, frozen=True):
+    """What stands in the streams. All counts are events."""
+
+    input_length: int = 0
+    backlog: int = 0  # not yet delivered to any worker
+    pending: int = 0  # delivered, and not yet settled
+    parked: int = 0  # of the pending: waiting for their retry
+    enriched: int = 0
+    dead: int = 0
+    dead_by_reason: dict[str, int] = {}
+    retried: int = 0
+    handed_back: int = 0
+    enriched_per_s: float = 0.0
+
+    @property
+    def success_rate(self) -> float | None:
+        """Enriched events as a share of all settled ones, in [0, 1]; None before the first."""
+        settled = self.enriched + self.dead
+        return self.enriched / settled if settled else None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The fleet at one moment."""
+
+    fleet: str
+    taken_at: float  # seconds since the epoch
+    model: str
+    desired: int = 0
+    supervisor_pid: int = 0
+    children: tuple[dict[str, Any], ...] = ()
+    redis: RedisView = RedisView()
+    streams: StreamsView = StreamsView()
+    keys: Keys | None = None
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """The rows of the workers."""
+        return [row for row in self.children if row["name"].startswith("worker-")]
+
+
+class Observer:
+    """Refreshes the snapshot in the background, so that whoever asks gets an answer at once, whatever Redis does."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._keys = Keys.of(config)
+        self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
+        self._backlog = Backlog(self._redis, self._keys.input)
+        self._rates: list[tuple[float, int]] = []
+        self._fleet: dict[str, Any] = {}
+        self.heard = asyncio.Event()
+        self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take in the supervisor's picture of its children."""
+        if "fleet" in message:
+            self._fleet = message["fleet"]
+            self._combine(self.snapshot.redis, self.snapshot.streams)
+            self.heard.set()
+
+    async def run(self, stop: Stop) -> None:
+        """Refresh until a stop is requested."""
+        while not stop.requested:
+            try:
+                redis = RedisView(
+                    reachable=True, server=await require_streams(self._redis), durability=await self._durability()
+                )
+                self._combine(redis, await self._streams())
+            except (*RedisError, KeyError) as error:
+                self._combine(RedisView(error=str(error) or type(error).__name__), self.snapshot.streams)
+            await stop.sleep(REFRESH_EVERY_S)
+        await self._redis.aclose()
+
+    def _combine(self, redis: RedisView, streams: StreamsView) -> None:
+        self.snapshot = msgspec.structs.replace(
+            self.snapshot,
+            taken_at=time.time(),
+            desired=self._fleet.get("desired", 0),
+            supervisor_pid=self._fleet.get("pid", 0),
+            children=tuple(self._fleet.get("children", ())),
+            redis=redis,
+            streams=streams,
+        )
+
+    async def _streams(self) -> StreamsView:
+        keys = self._keys
+        info = await self._redis.xinfo_stream(keys.input)
+        groups = await self._redis.xinfo_groups(keys.input)
+        group = next(row for row in groups if row["name"] == keys.group.encode())
+        raw: dict[Any, Any] = await self._redis.hgetall(keys.totals)
+        totals = {name.decode(): int(value) for name, value in raw.items()}
+        reasons = {name.removeprefix("dead:"): n for name, n in totals.items() if name.startswith("dead:")}
+        return StreamsView(
+            input_length=info["length"],
+            backlog=await self._backlog.count(group["last-delivered-id"].decode(), info),
+            pending=group["pending"],
+            parked=await self._parked(),
+            enriched=totals.get("enriched", 0),
+            dead=totals.get("dead", 0),
+            dead_by_reason=reasons,
+            retried=totals.get("retried", 0),
+            handed_back=totals.get("handed_back", 0),
+            enriched_per_s=self._rate(totals.get("enriched", 0)),
+        )
+
+    async def _parked(self) -> int:
+        rows = await self._redis.xinfo_consumers(self._keys.input, self._keys.group)
+        return sum(row["pending"] for row in rows if row["name"].decode() == PARKED_CONSUMER)
+
+    def _rate(self, enriched: int) -> float:
+        """Return enriched events a second over the last `RATE_OVER_S`."""
+        now = time.monotonic()
+        self._rates = [(at, count) for at, count in self._rates if now - at <= RATE_OVER_S]
+        self._rates.append((now, enriched))
+        (first_at, first), (last_at, last) = self._rates[0], self._rates[-1]
+        return round(max(0, last - first) / (last_at - first_at), 2) if last_at > first_at else 0.0
+
+    async def _durability(self) -> str:
+        """Return what an acknowledged write survives. CONFIG may be forbidden; then nobody knows."""
+        try:
+            config = await self._redis.config_get("append*")
+        except exceptions.ResponseError:
+            return "unknown"
+        if config.get("appendonly") != "yes":
+            return "none"
+        return "durable" if config.get("appendfsync") == "always" else f"weak: {config.get('appendfsync')}"

@@ -1,0 +1,113 @@
+"""The fleet's state directory: its lock, the desired count of workers, and where its servers listen."""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+LOCK = "supervisor.lock"
+DESIRED = "desired.json"
+ENDPOINTS = "endpoints.json"
+
+
+class FleetRunningError(Exception):
+    """Another supervisor holds this state directory."""
+
+
+class StateDir:
+    """The directory, private to its owner. Held by one supervisor at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def hold(self) -> None:
+        """Create the directory and lock it for as long as this process lives. Raises FleetRunningError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise FleetRunningError(
+                f"a fleet is already running here (process {holder}, state directory {self.path}): stop it with "
+                "`worker-ctl stop`, or give this one another fleet.name or fleet.state_dir"
+            ) from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._lock = descriptor
+
+    def held(self) -> bool:
+        """Whether a supervisor holds the directory now."""
+        try:
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a state file's object; empty if there is none, or none that can be read."""
+        try:
+            document = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def write(self, name: str, document: dict[str, Any]) -> None:
+        """Replace a state file; a reader sees the old one or the new one, never half."""
+        draft = self.path / f".{name}.draft"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(self.path / name)
+
+
+class DesiredCount:
+    """How many workers there should be: what an operator last scaled to, unless the configuration changed since."""
+
+    def __init__(self, state: StateDir, configured: int) -> None:
+        self._state = state
+        self._configured = configured
+        saved = state.read(DESIRED)
+        scaled = saved.get("workers")
+        kept = saved.get("configured") == configured and isinstance(scaled, int) and scaled >= 0
+        self.value: int = scaled if kept and scaled is not None else configured
+        self._save()
+
+    def set(self, workers: int) -> None:
+        """Change the count, on disk first, so that it survives whatever comes next."""
+        self.value = workers
+        self._save()
+
+    def _save(self) -> None:
+        self._state.write(DESIRED, {"workers": self.value, "configured": self._configured})
+
+
+def kept_port(state: StateDir, name: str, wanted: int) -> int:
+    """Return a port on loopback: the wanted one, or (0) the one this fleet had before if it is free, or any."""
+    file = f"{name}.port.json"
+    port = wanted or _free_port(state.read(file).get("port", 0)) or _free_port(0)
+    state.write(file, {"port": port})
+    return port
+
+
+def _free_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError, TypeError):
+            return 0
+        return int(probe.getsockname()[1])

@@ -1,0 +1,62 @@
+"""A child process of the fleet, from its birth to its exit code. What every kind of child does alike is here."""
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import uvloop
+
+from millhand.config import Config
+from millhand.errors import Unusable
+from millhand.log import configure, logger
+from millhand.pulse import Birth, Pulse
+from millhand.stop import DEATH_SIGNAL, Stop
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PROCESS_NAME_BYTES_MAX = 15
+EX_SOFTWARE = 70
+
+
+def run_child(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awaitable[None]]) -> None:
+    """Live `life` in an event loop until it ends, beating all the while; then exit.
+
+    Exit code 78 and a word to the supervisor where nothing but a change by a person helps, 70 after an error of ours.
+    """
+    become_child(birth)
+    configure(config.log, birth.name)
+    try:
+        uvloop.run(_live(birth, config, life))
+    except Exception as error:  # noqa: BLE001 - the last chance to tell
+        logger().critical("process.failed", error=str(error), exc_info=True)
+        raise SystemExit(EX_SOFTWARE) from None
+
+
+async def _live(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awaitable[None]]) -> None:
+    stop = Stop(config.fleet.drain_s)
+    stop.listen()
+    pulse = Pulse(birth.end, stop)
+    beating = asyncio.create_task(pulse.run())
+    try:
+        await life(stop, pulse)
+    except Unusable as error:
+        pulse.send({"unusable": str(error)})
+        raise SystemExit(os.EX_CONFIG) from None
+    finally:
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating
+
+
+def become_child(birth: Birth) -> None:
+    """Make this process a proper child: named for `ps`, and told by the kernel when its supervisor dies.
+
+    End-of-file on the line says the same and is the rule; the death signal is for a child that does not read.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_NAME, f"millhand-{birth.name}".encode()[:PROCESS_NAME_BYTES_MAX], 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, DEATH_SIGNAL, 0, 0, 0)
+    if os.getppid() != birth.supervisor_pid:
+        raise SystemExit(f"{birth.name}: the supervisor {birth.supervisor_pid} died before its child was ready")
