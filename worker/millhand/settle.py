@@ -113,6 +113,7 @@ async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, 
         try:
             return await settler.settle(delivery, verdict)
         except RedisError as error:
-            log.warning("settle.resending", id=delivery.id, error=str(error), in_s=pause_s)
+            say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
+            say("settle.resending", id=delivery.id, error=str(error), in_s=pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)

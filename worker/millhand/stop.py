@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 DEATH_SIGNAL = signal.SIGTERM  # what the kernel sends a child whose supervisor died
-ORPHAN_DRAIN_S = 1.5  # the supervisor is gone: hand back what is in hand and leave, well within three seconds
+ORPHAN_DRAIN_S = 1.0  # the supervisor is gone: hand back what is in hand and leave, within three seconds
 
 
 class Stop:
@@ -19,6 +19,7 @@ class Stop:
     def __init__(self, drain_s: float) -> None:
         self._drain_s = drain_s
         self._requested = asyncio.Event()
+        self._hastened = asyncio.Event()
         self._deadline: float | None = None
 
     @property
@@ -31,6 +32,7 @@ class Stop:
         deadline = time.monotonic() + (self._drain_s if within_s is None else min(within_s, self._drain_s))
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
         self._requested.set()
+        self._hastened.set()
 
     def remaining_s(self) -> float:
         """Return the seconds until work must end: 0 past the deadline, infinite while nobody asked to stop."""
@@ -39,6 +41,14 @@ class Stop:
     async def wait(self) -> None:
         """Return when a stop is requested."""
         await self._requested.wait()
+
+    async def deadline(self) -> None:
+        """Return at the deadline, also when an earlier one is asked for meanwhile."""
+        await self._requested.wait()
+        while (remaining_s := self.remaining_s()) > 0:
+            self._hastened.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hastened.wait(), remaining_s)
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep, but no longer than until a stop is requested. True if it is."""

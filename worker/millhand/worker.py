@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 5.0
-RELEASE_GRACE_S = 1.5  # after the drain deadline, for what was interrupted to be handed back
+RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
 def work(config: Config, consumer: str, birth: Birth) -> None:
@@ -245,8 +245,10 @@ class Worker:
     async def _drain(self) -> None:
         """Let what is in hand finish until the deadline; hand the rest back."""
         self._log.info("worker.draining", in_hand=len(self._walks), within_s=round(self._stop.remaining_s(), 1))
-        if self._walks:
-            await asyncio.wait(self._walks, timeout=self._stop.remaining_s())
+        deadline = asyncio.create_task(self._stop.deadline())
+        while self._walks and not deadline.done():
+            await asyncio.wait({deadline, *self._walks}, return_when=asyncio.FIRST_COMPLETED)
+        deadline.cancel()
         self._leases.interrupt_all()
         if self._walks:
             await asyncio.wait(self._walks, timeout=RELEASE_GRACE_S)
