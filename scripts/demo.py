@@ -39,14 +39,15 @@ ROWS_SHOWN = 16
 TEXT_CHARS = 64
 
 SETTINGS = f"""\
-# The demo's configuration. Bring the same fleet, with what it wrote, up again: worker-ctl --config .demo/millhand.toml up
+# The demo's configuration. It brings the same fleet up again, with what it wrote:
+# worker-ctl --config .demo/millhand.toml up
 [fleet]
 name = "demo"
 workers = 2
 state_dir = "{FOLDER / "state"}"
 
 [enrich]
-tasks = ["sentiment", "spam", "topic"]
+tasks = ["sentiment", "spam", "gist"]
 
 [desk]
 port = 0
@@ -54,11 +55,11 @@ port = 0
 [log]
 format = "json"
 
-[task.topic]
-prompt = "what the text is about: area, and whether it asks a question."
-[task.topic.fields]
-area = {{ type = "enum", values = ["product", "delivery", "payment", "technology", "people", "other"] }}
-question = {{ type = "boolean" }}
+# A task of one's own: a question, and the shape of the answer.
+[task.gist]
+prompt = "say in at most six words what the text is about."
+[task.gist.fields]
+words = {{ type = "string", length_max = 60 }}
 """
 
 
@@ -163,12 +164,12 @@ def watch(console: Console, desk: str, count: int) -> bool:
 
 async def show(console: Console, redis_url: str) -> None:
     """Show enriched events beside their text, and the dead letters with their reasons."""
-    redis = connect(redis_url)
+    redis: Any = connect(redis_url)
     enriched = await redis.xrange(_keys().output)
     dead = await redis.xrange(_keys().dead_letter)
     await redis.aclose()
     table = Table(title=f"{min(len(enriched), ROWS_SHOWN)} of {len(enriched)} enriched events", title_justify="left")
-    for column in ("raw text", "sentiment", "spam", "topic", "model s"):
+    for column in ("raw text", "sentiment", "spam", "gist", "model s"):
         table.add_column(column)
     for _, fields in enriched[:: max(1, len(enriched) // ROWS_SHOWN)][:ROWS_SHOWN]:
         table.add_row(*enriched_row(msgspec.json.decode(fields[DATA])))
@@ -187,9 +188,14 @@ def enriched_row(event: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of an enriched event."""
     text = event.get("text") or event.get("message") or f"{event.get('subject')}: {event.get('body')}"
     made = event[ENRICHMENT]
-    topic = made["topic"]["area"] + (" ?" if made["topic"]["question"] else "")
     shown = text if len(text) <= TEXT_CHARS else text[: TEXT_CHARS - 1] + "…"
-    return shown, made["sentiment"]["label"], made["spam"]["label"], topic, f"{made['meta']['model_s']:.2f}"
+    return (
+        shown,
+        made["sentiment"]["label"],
+        made["spam"]["label"],
+        made["gist"]["words"],
+        f"{made['meta']['model_s']:.2f}",
+    )
 
 
 def farewell(console: Console, redis_url: str) -> None:
