@@ -1,7 +1,9 @@
 """worker-ctl status, scale, stop: what is asked of, or ordered from, a running fleet."""
 
 import json
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,29 @@ EX_UNAVAILABLE = 69
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
+@click.option(
+    "--wait", "wait_s", type=click.FloatRange(0, 3600), help="Wait so many seconds for the fleet to be ready."
+)
 @click.pass_obj
-def status(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+def status(file: Path | None, as_json: bool, wait_s: float | None) -> None:  # noqa: FBT001 - click's signature
     """Show the fleet: its health, its streams, a line for each process.
 
+    Exit code 0 if it answers; with --wait 1 if it is not ready by then; 69 if it does not answer.
+
     \b
-    Example: worker-ctl status --json | jq .health.backlog
+    Examples: worker-ctl status --wait 60
+              worker-ctl status --json | jq .health.backlog
     """  # noqa: D301 - click's own mark
-    document = _ask(load_config(file), "GET", "/status")
+    config = load_config(file)
+    if wait_s is not None:
+        _await_ready(config, wait_s)
+    document = _ask(config, "GET", "/status")
     if as_json:
         click.echo(json.dumps(document))
     else:
         _show(document)
+    if wait_s is not None and not document["health"]["ready"]:
+        sys.exit(1)
 
 
 @click.command()
@@ -69,17 +82,31 @@ def stop(file: Path | None) -> None:
 
 
 def _ask(config: Config, method: str, path: str, body: Any = None) -> Any:
-    """Ask the desk through its unix socket; leave with what to do where it does not answer."""
-    socket_path = config.state_dir / CONTROL_SOCKET
-    transport = httpx.HTTPTransport(uds=str(socket_path))
+    """Ask the desk; leave with what to do where it does not answer."""
     try:
-        with httpx.Client(transport=transport, base_url="http://desk", timeout=ANSWER_TIMEOUT_S) as client:
-            reply = client.request(method, path, json=body)
+        reply = _request(config, method, path, body)
     except httpx.TransportError as error:
         leave(*_remedy(config, error), code=EX_UNAVAILABLE)
     if reply.is_error:
         leave(reply.json().get("error", reply.text), code=1)
     return reply.json()
+
+
+def _await_ready(config: Config, wait_s: float) -> None:
+    """Wait until the fleet is ready, or the time is over."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            if _request(config, "GET", "/readyz").is_success:
+                return
+        time.sleep(POLL_S)
+
+
+def _request(config: Config, method: str, path: str, body: Any = None) -> httpx.Response:
+    """Send a request to the desk's unix socket."""
+    transport = httpx.HTTPTransport(uds=str(config.state_dir / CONTROL_SOCKET))
+    with httpx.Client(transport=transport, base_url="http://desk", timeout=ANSWER_TIMEOUT_S) as client:
+        return client.request(method, path, json=body)
 
 
 def _remedy(config: Config, error: Exception) -> tuple[str, ...]:

@@ -1,0 +1,61 @@
+"""The files of conf/ say what the program does."""
+
+import configparser
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from millhand.config import SECTIONS, load
+from millhand_fleet.supervisor import STOP_GRACE_S
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+TOML = CONF / "millhand.toml"
+
+
+def test_the_shipped_configuration_equals_the_defaults() -> None:
+    shipped = load(TOML, {})
+    assert msgspec.structs.replace(shipped, origins={}) == load(None, {})
+
+
+def test_the_shipped_configuration_names_every_key() -> None:
+    document = tomllib.loads(TOML.read_text(encoding="utf-8"))
+    assert {section: list(table) for section, table in document.items()} == {
+        section: [field.name for field in msgspec.structs.fields(struct)] for section, struct in SECTIONS.items()
+    }
+
+
+def test_the_example_of_a_task_in_it_is_right(tmp_path: Path) -> None:
+    text = TOML.read_text(encoding="utf-8")
+    example = text[text.index("# [task.urgency]") : text.index("# …")]
+    file = tmp_path / "example.toml"
+    file.write_text(re.sub(r"^# ?", "", example, flags=re.MULTILINE), encoding="utf-8")
+    assert len(load(file, {}).task["urgency"].fields) == 5
+
+
+def test_supervisord_waits_longer_than_a_drain_takes() -> None:
+    program = _program()
+    assert int(program["stopwaitsecs"]) > load(None, {}).fleet.drain_s + 3 * STOP_GRACE_S
+
+
+def test_supervisord_brings_a_crashed_fleet_back_but_not_a_refused_one() -> None:
+    program = _program()
+    assert program["autorestart"] == "unexpected"
+    assert program["exitcodes"] == "0,78"
+    assert program["stopasgroup"] == "false"
+    assert program["killasgroup"] == "true"
+
+
+def test_supervisord_opens_no_network_port() -> None:
+    assert not _parser().has_section("inet_http_server")
+
+
+def _program() -> configparser.SectionProxy:
+    return _parser()["program:millhand"]
+
+
+def _parser() -> configparser.RawConfigParser:
+    parser = configparser.RawConfigParser()
+    parser.read(CONF / "supervisord.conf", encoding="utf-8")
+    return parser
