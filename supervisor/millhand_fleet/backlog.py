@@ -13,24 +13,23 @@ PAGE = 1000  # entries a call, so that the server is never held up for long
 class Backlog:
     """Keeps the exact number of entries after the group's last delivered one.
 
-    Counting starts over only when something was deleted. Otherwise it counts what came and what was delivered since the
-    last time, so an event is counted twice in its life, however long the backlog is.
+    Counting starts over when something was deleted or trimmed. Otherwise it counts what came and what was delivered
+    since the last time, so an event is counted twice in its life, however long the backlog is.
     """
 
     def __init__(self, redis: "Redis", stream: str) -> None:
         self._stream = stream
         self._count_after = script(redis, "count_after")
-        self._holes: Any = None
+        self._removed = -1
         self._delivered = "0-0"
         self._newest = "0-0"
         self._waiting = 0
 
     async def count(self, delivered: str, info: dict[str, Any]) -> int:
         """Return the number of entries after `delivered`, the group's last-delivered-id; `info` is XINFO STREAM's."""
-        first = _text(info["recorded-first-entry-id"])
-        holes = (info["max-deleted-entry-id"], first if _order(first) > _order(delivered) else None)
-        if holes != self._holes or _order(delivered) < _order(self._delivered):
-            self._holes, self._waiting, self._newest = holes, 0, delivered
+        removed = info["entries-added"] - info["length"]
+        if removed != self._removed or _order(delivered) < _order(self._delivered):
+            self._removed, self._waiting, self._newest = removed, 0, delivered
         elif _order(delivered) <= _order(self._newest):
             self._waiting -= (await self._stretch(self._delivered, delivered))[0]
         else:
@@ -53,7 +52,3 @@ class Backlog:
 def _order(entry_id: str) -> tuple[int, int]:
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence or 0)
-
-
-def _text(entry_id: bytes | str) -> str:
-    return entry_id.decode() if isinstance(entry_id, bytes) else entry_id

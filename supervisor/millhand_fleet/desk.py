@@ -21,7 +21,7 @@ from millhand_fleet.health import judge_health
 from millhand_fleet.metrics import render
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
-from millhand_fleet.supervisor import WORKERS_MAX
+from millhand_fleet.state import WORKERS_MAX
 
 ORDER_ANSWER_S = 5.0
 ORDER_BYTES_MAX = 4096

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
+DOUBLINGS_MAX = 16  # far past the limit, and far from what a float can hold
 HEALTHY_AFTER_S = 60.0
 
 
@@ -22,5 +23,5 @@ def after_exit(failures: int, lived_s: float, jitter: float) -> Restart:
     failures = 1 if lived_s >= HEALTHY_AFTER_S else failures + 1
     if failures == 1:
         return Restart(failures, 0.0)
-    ceiling_s = min(BACKOFF_FIRST_S * 2.0 ** (failures - 2), BACKOFF_MAX_S)
+    ceiling_s = min(BACKOFF_FIRST_S * 2.0 ** min(failures - 2, DOUBLINGS_MAX), BACKOFF_MAX_S)
     return Restart(failures, ceiling_s * (0.5 + jitter / 2))

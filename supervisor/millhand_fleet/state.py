@@ -10,6 +10,7 @@ from typing import Any
 LOCK = "supervisor.lock"
 DESIRED = "desired.json"
 ENDPOINTS = "endpoints.json"
+WORKERS_MAX = 256
 
 
 class FleetRunningError(Exception):
@@ -82,17 +83,17 @@ class DesiredCount:
         self._configured = configured
         saved = state.read(DESIRED)
         scaled = saved.get("workers")
-        kept = saved.get("configured") == configured and isinstance(scaled, int) and scaled >= 0
+        kept = saved.get("configured") == configured and type(scaled) is int and 0 <= scaled <= WORKERS_MAX
         self.value: int = scaled if kept and scaled is not None else configured
-        self._save()
+        self._save(self.value)
 
     def set(self, workers: int) -> None:
-        """Change the count, on disk first, so that it survives whatever comes next."""
+        """Change the count, on disk first, so that it survives. Raises OSError, and keeps the old."""
+        self._save(workers)
         self.value = workers
-        self._save()
 
-    def _save(self) -> None:
-        self._state.write(DESIRED, {"workers": self.value, "configured": self._configured})
+    def _save(self, workers: int) -> None:
+        self._state.write(DESIRED, {"workers": workers, "configured": self._configured})
 
 
 def kept_port(state: StateDir, name: str, wanted: int) -> int:

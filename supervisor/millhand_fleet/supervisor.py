@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from millhand_fleet.child import Child, Spec
 from millhand_fleet.restarts import after_exit
-from millhand_fleet.state import DesiredCount
+from millhand_fleet.state import WORKERS_MAX, DesiredCount
 
 TICK_S = 0.25
 REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
-WORKERS_MAX = 256
+SHORT_CHARS = 60  # of a child's text, where the whole picture would be too long a message
 
 
 class Tell(Protocol):
@@ -109,13 +109,20 @@ class Supervisor:
 
     def _obey(self, order: dict[str, Any]) -> None:
         if "scale" in order:
-            workers = min(max(int(order["scale"]), 0), WORKERS_MAX)
-            self._tell.info("fleet.scaled", workers=workers, before=self._desired.value)
-            self._desired.set(workers)
-            self._reported = 0.0
+            self._scale(min(max(int(order["scale"]), 0), WORKERS_MAX))
         elif "stop_fleet" in order:
             self._tell.info("fleet.stop_ordered")
             self.request_stop()
+
+    def _scale(self, workers: int) -> None:
+        before = self._desired.value
+        try:
+            self._desired.set(workers)
+        except OSError as error:
+            self._tell.error("fleet.not_scaled", workers=workers, before=before, error=str(error))
+            return
+        self._tell.info("fleet.scaled", workers=workers, before=before)
+        self._reported = 0.0
 
     def _on_ready(self, name: str, child: Child) -> None:
         self._tell.info("child.ready", name=name, pid=child.pid, after_s=round(child.lived_s, 2))
@@ -213,7 +220,9 @@ class Supervisor:
             return
         self._reported = now
         rows = [_row(name, slot) for name, slot in self._slots.items()]
-        desk.child.line.send({"fleet": {"desired": self._desired.value, "pid": os.getpid(), "children": rows}})
+        picture = {"desired": self._desired.value, "pid": os.getpid(), "children": rows}
+        if not desk.child.line.send({"fleet": picture}):
+            desk.child.line.send({"fleet": {**picture, "children": [_shortened(row) for row in rows]}})
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
         janitor = self._slots.get("janitor")
@@ -235,6 +244,12 @@ def _row(name: str, slot: Slot) -> dict[str, Any]:
         row |= {"state": state, "pid": child.pid, "for_s": round(child.lived_s, 1), "identity": child.identity}
         row |= {"stats": child.stats}
     return row
+
+
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+    stats = row.get("stats", {})
+    short = {name: value[:SHORT_CHARS] if isinstance(value, str) else value for name, value in stats.items()}
+    return {**row, "stats": short}
 
 
 def _worker_number(name: str) -> int:

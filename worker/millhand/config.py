@@ -5,12 +5,13 @@ here, at the border; a value that got through needs no second look.
 """
 
 import difflib
+import math
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -22,9 +23,10 @@ ENVIRONMENT_PREFIX = "MILLHAND_"
 ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
 CONTROL_SOCKET = "control.sock"
+INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 
-Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-TaskName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
+TaskName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
 Key = Annotated[str, Meta(max_length=200)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -154,6 +156,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Where the fleet keeps its lock, sockets, desired count and embedded data."""
         return Path(self.fleet.state_dir).expanduser() if self.fleet.state_dir else default_state_dir(self.fleet.name)
 
+    def stream_names(self) -> tuple[str, str, str]:
+        """Return the names of input, output and dead-letter stream: as configured, or after the fleet."""
+        tag = "{" + self.fleet.name + "}"
+        return (
+            self.redis.input_stream or f"{tag}:raw",
+            self.redis.output_stream or f"{tag}:enriched",
+            self.redis.dead_letter_stream or f"{tag}:dead_letter",
+        )
+
     def with_urls(self, *, redis: str, model: str) -> "Config":
         """Return the same configuration with the embedded servers' real addresses."""
         return msgspec.structs.replace(
@@ -280,21 +291,37 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
-    redis, model = config.redis, config.model
-    if redis.url != EMBEDDED and urlsplit(redis.url).scheme not in {"redis", "rediss", "unix"}:
-        yield "redis.url", 'must be "embedded" or start with redis://, rediss:// or unix://'
-    if model.url != EMBEDDED:
-        parts = urlsplit(model.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if config.redis.url != EMBEDDED and _address(config.redis.url, {"redis", "rediss", "unix"}) is None:
+        yield "redis.url", 'must be "embedded" or a redis://, rediss:// or unix:// address'
+    if config.model.url != EMBEDDED:
+        address = _address(config.model.url, {"http", "https"})
+        if address is None or not address.hostname:
             yield "model.url", 'must be "embedded" or an http:// or https:// address'
-        if parts.username or parts.password:
+        elif address.username or address.password:
             yield "model.url", "must not hold a user name or password: they would end up in logs"
-    streams = [redis.input_stream, redis.output_stream, redis.dead_letter_stream]
-    named = [stream for stream in streams if stream]
-    if len(named) != len(set(named)):
-        yield "redis.output_stream", "input, output and dead-letter stream must be three different ones"
-    if len(bytes(config.state_dir / CONTROL_SOCKET)) > SOCKET_PATH_BYTES_MAX:
+    streams = config.stream_names()
+    if len(streams) != len(set(streams)):
+        yield (
+            "redis.output_stream",
+            f"input, output and dead-letter stream must be three different ones, not {', '.join(streams)}",
+        )
+    try:
+        too_long = len(bytes(config.state_dir / CONTROL_SOCKET)) > SOCKET_PATH_BYTES_MAX
+    except RuntimeError as error:
+        yield "fleet.state_dir", f"cannot be found: {error}"
+        return
+    if too_long:
         yield "fleet.state_dir", f"is too long a path for a unix socket (over {SOCKET_PATH_BYTES_MAX} bytes)"
+
+
+def _address(url: str, schemes: set[str]) -> SplitResult | None:
+    """Return the parts of an address of one of these schemes; None if it is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    return parts if parts.scheme in schemes and port != 0 else None
 
 
 def _impossible_field(field: TaskField) -> Iterator[str]:
@@ -302,6 +329,10 @@ def _impossible_field(field: TaskField) -> Iterator[str]:
         yield "values belong to an enum, and an enum needs them"
     if field.type not in {"integer", "number"} and (field.min is not None or field.max is not None):
         yield f"min and max belong to integer and number, not to {field.type}"
+    if not all(math.isfinite(bound) for bound in (field.min, field.max) if bound is not None):
+        yield "min and max must be finite numbers"
+    elif field.type == "integer" and any(abs(bound) > INTEGER_BOUND_MAX for bound in (field.min or 0, field.max or 0)):
+        yield f"min and max of an integer must be within {INTEGER_BOUND_MAX} of 0"
     if field.min is not None and field.max is not None and field.min > field.max:
         yield f"min {field.min} is above max {field.max}"
 

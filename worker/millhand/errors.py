@@ -37,9 +37,9 @@ class Reasoned(MillhandError):
     """An error with a reason from the fixed list of `verdict.Reason`, and a detail for a person."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = clip(detail)
+        super().__init__(f"{reason}: {self.detail}")
 
 
 class Malformed(Reasoned):

@@ -36,6 +36,7 @@ class Gate:
         """Close for as long as the model asked for; where it did not say, for ever longer up to a limit."""
         now = time.monotonic()
         if now < self._open_at:
+            self._open_at = max(self._open_at, now + (away.wait_s or 0.0))
             return
         if self.away is None or self.away.reason != away.reason:
             self._log.error("model.away", reason=away.reason, detail=away.detail)

@@ -24,10 +24,11 @@ class Keys(msgspec.Struct, frozen=True):
     def of(cls, config: Config) -> Self:
         """Name the keys: the streams as configured, the rest after the fleet."""
         tag = "{" + config.fleet.name + "}"
+        raw, enriched, dead_letter = config.stream_names()
         return cls(
-            input=config.redis.input_stream or f"{tag}:raw",
-            output=config.redis.output_stream or f"{tag}:enriched",
-            dead_letter=config.redis.dead_letter_stream or f"{tag}:dead_letter",
+            input=raw,
+            output=enriched,
+            dead_letter=dead_letter,
             parked=f"{tag}:parked",
             attempts=f"{tag}:attempts",
             totals=f"{tag}:totals",

@@ -43,7 +43,7 @@ class Line:
 
     def send(self, message: dict[str, Any]) -> bool:
         """Send a message. False if it was dropped: too long, or the other side is gone or does not read."""
-        packet = json.dumps(message).encode()
+        packet = json.dumps(message, ensure_ascii=False).encode()
         if len(packet) > MESSAGE_BYTES_MAX:
             return False
         try:
@@ -60,6 +60,8 @@ class Line:
                 packet = self.end.recv(MESSAGE_BYTES_MAX)
             except BlockingIOError:
                 break
+            except ConnectionResetError:
+                continue  # reported once, before what has arrived is handed out
             except OSError:
                 packet = b""
             if packet:

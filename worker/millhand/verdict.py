@@ -8,6 +8,7 @@ import msgspec
 
 from millhand.errors import Malformed, Reasoned
 
+DOUBLINGS_MAX = 64
 HISTORY_ERRORS_MAX = 8  # of an event's attempts, as they stand in the dead letter
 
 
@@ -122,7 +123,7 @@ def backoff_s(attempt: int, policy: Policy, jitter: float) -> float:
 
     After M. Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
     """
-    ceiling_s = min(policy.backoff_s * 2.0 ** (attempt - 1), policy.backoff_max_s)
+    ceiling_s = min(policy.backoff_s * 2.0 ** min(attempt - 1, DOUBLINGS_MAX), policy.backoff_max_s)
     return ceiling_s * jitter
 
 

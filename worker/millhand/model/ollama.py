@@ -77,13 +77,14 @@ class OllamaModel:
         try:
             async with asyncio.timeout(LISTING_TIMEOUT_S):
                 status, headers, body = await self._exchange("GET", "/api/tags", None)
+            if status != httpx.codes.OK:
+                raise self._refusal(status, headers, body)
+            tags = msgspec.json.decode(body, type=_Tags)
         except TimeoutError:
             raise ModelAway("model_unreachable", f"no answer within {LISTING_TIMEOUT_S:g} s") from None
-        if status != httpx.codes.OK:
-            raise self._refusal(status, headers, body)
-        try:
-            tags = msgspec.json.decode(body, type=_Tags)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (BadAnswer, Malformed) as error:
+            raise ModelAway("model_error", f"{self._model.url}/api/tags: {error.detail}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelAway("model_error", f"{self._model.url}/api/tags is not Ollama's: {error}") from error
         wanted = {self._model.name, f"{self._model.name}:latest"}
         for tag in tags.models:

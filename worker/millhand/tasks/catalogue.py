@@ -1,5 +1,6 @@
 """Which tasks there are: built in, from the TOML file, or from a Python package's entry point."""
 
+import math
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,9 @@ def field_type(field: TaskField) -> Any:
         case "enum":
             return Literal[field.values]
         case "integer":
-            return Annotated[int, Meta(ge=_whole(field.min), le=_whole(field.max))]
+            least = None if field.min is None else math.ceil(field.min)
+            most = None if field.max is None else math.floor(field.max)
+            return Annotated[int, Meta(ge=least, le=most)]
         case "number":
             return Annotated[float, Meta(ge=field.min, le=field.max)]
         case "boolean":
@@ -66,10 +69,6 @@ def field_type(field: TaskField) -> Any:
             return Annotated[list[member], Meta(max_length=field.items_max)]
 
 
-def _whole(bound: float | None) -> int | None:
-    return None if bound is None else int(bound)
-
-
 def _load(point: Any) -> Task:
     where = f"entry point {point.name} = {point.value}"
     try:
@@ -78,4 +77,6 @@ def _load(point: Any) -> Task:
         raise ConfigError([f"{where}: cannot be loaded: {type(error).__name__}: {error}"]) from error
     if not isinstance(task, Task):
         raise ConfigError([f"{where}: is a {type(task).__name__}, not a millhand.tasks.task.Task"])
+    if task.name != point.name:
+        raise ConfigError([f"{where}: its task is called {task.name!r}; both names must be the same"])
     return task

@@ -1,0 +1,229 @@
+"""One child, whose process is made of paper."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from millhand.pulse import Birth, Line
+from millhand_fleet import child
+from millhand_fleet.child import KILL_AFTER_S, Child, Spec
+
+
+class PaperProcess:
+    """Looks like a multiprocessing.Process and writes down what is done to it."""
+
+    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
+        self.target, self.args, self.name = target, args, name
+        self.pid: int | None = 4711
+        self.sentinel = -1
+        self.exitcode: int | None = None
+        self.done: list[str] = []
+        self.end: Line | None = None
+
+    def start(self) -> None:
+        """Keep the child's end of the line open, as the new process would."""
+        birth = self.args[-1]
+        assert isinstance(birth, Birth)
+        self.end = Line(birth.end.dup())
+        self.done.append("start")
+
+    def terminate(self) -> None:
+        self.done.append("terminate")
+
+    def kill(self) -> None:
+        self.done.append("kill")
+
+    def join(self) -> None:
+        self.done.append("join")
+
+    def close(self) -> None:
+        self.done.append("close")
+
+
+class Paper:
+    """Makes paper children, on a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.processes: list[PaperProcess] = []
+        self.children: list[Child] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def Process(self, **wanted: Any) -> PaperProcess:  # noqa: N802 - as in multiprocessing
+        self.processes.append(PaperProcess(**wanted))
+        return self.processes[-1]
+
+    def make(self, **spec: Any) -> tuple[Child, PaperProcess, Line]:
+        """Return a child, its process, and its end of the line."""
+        made = Child(Spec(**{"name": "worker-1", "target": print, "args": lambda identity: (identity,), **spec}))
+        self.children.append(made)
+        end = self.processes[-1].end
+        assert end is not None
+        return made, self.processes[-1], end
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Paper]:
+    made = Paper()
+    monkeypatch.setattr(child, "_spawn", made)
+    monkeypatch.setattr(child, "time", made)
+    yield made
+    for one, process in zip(made.children, made.processes, strict=True):
+        one.line.close()
+        if process.end is not None:
+            process.end.close()
+
+
+# -- birth -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_gets_its_identity_and_its_birth(paper: Paper) -> None:
+    made, process, _ = paper.make()
+    identity, birth = process.args
+    assert identity == made.identity
+    assert (birth.name, process.name, process.done) == ("worker-1", "worker-1", ["start"])
+    assert (made.pid, made.exit_code, made.ready, made.stopping) == (4711, None, False, False)
+
+
+def test_no_two_incarnations_have_the_same_identity(paper: Paper) -> None:
+    assert len({paper.make()[0].identity for _ in range(50)}) == 50
+
+
+@pytest.mark.parametrize(("consumer", "begin"), [("host:w1", "host:w1:"), ("", "worker-1:")])
+def test_an_identity_begins_with_the_consumer_or_else_the_name(paper: Paper, consumer: str, begin: str) -> None:
+    assert paper.make(consumer=consumer)[0].identity.startswith(begin)
+
+
+def test_the_supervisor_does_not_hold_the_childs_end_of_the_line_open(paper: Paper) -> None:
+    """Or it would never read end-of-file."""
+    made, _, end = paper.make()
+    end.close()
+    made.hear()
+    assert made.line.closed
+
+
+# -- hearing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_beat_is_a_sign_of_life_with_stats(paper: Paper) -> None:
+    made, _, end = paper.make()
+    paper.now += KILL_AFTER_S + 1
+    end.send({"beat": {"in_hand": 2}})
+    assert made.hear() == []
+    assert made.stats == {"in_hand": 2}
+    assert made.overdue() is None
+
+
+def test_a_child_says_when_it_is_ready(paper: Paper) -> None:
+    made, _, end = paper.make()
+    end.send({"ready": True})
+    assert made.hear() == []
+    assert made.ready
+
+
+def test_a_child_says_why_it_cannot_work(paper: Paper) -> None:
+    made, _, end = paper.make()
+    end.send({"unusable": "Redis 6.2 is too old"})
+    assert made.hear() == []
+    assert made.unusable == "Redis 6.2 is too old"
+
+
+def test_what_is_meant_for_others_is_passed_on_in_order(paper: Paper) -> None:
+    made, _, end = paper.make(name="desk")
+    messages: list[dict[str, Any]] = [{"scale": 3}, {"beat": {}}, {"stop_fleet": True}]
+    for message in messages:
+        end.send(message)
+    assert made.hear() == [{"scale": 3}, {"stop_fleet": True}]
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_of_ours_is_told_to_stop_and_within_what_time(paper: Paper) -> None:
+    made, process, end = paper.make()
+    made.stop(20, 4)
+    assert end.receive() == [{"stop": 20}]
+    assert made.stopping
+    assert "terminate" not in process.done
+
+
+def test_a_foreign_program_gets_a_signal(paper: Paper) -> None:
+    made, process, end = paper.make(name="valkey", beats=False)
+    made.stop(5, 4)
+    assert process.done == ["start", "terminate"]
+    assert end.receive() == []
+
+
+def test_who_is_stopping_already_is_not_told_again_and_gets_no_more_time(paper: Paper) -> None:
+    made, _, end = paper.make()
+    made.stop(20, 4)
+    paper.now += 10
+    made.stop(20, 4)
+    assert end.receive() == [{"stop": 20}]
+    paper.now += 14.1
+    assert made.overdue() == "did not stop in time"
+
+
+def test_a_stop_to_a_child_that_is_gone_does_no_harm(paper: Paper) -> None:
+    made, _, end = paper.make()
+    end.close()
+    made.stop(20, 4)
+    assert made.stopping
+
+
+# -- overdue -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_stops_within_the_grace_is_not_overdue(paper: Paper) -> None:
+    made, _, _ = paper.make()
+    made.stop(5, 4)
+    paper.now += 9
+    assert made.overdue() is None
+
+
+def test_a_silent_child_is_overdue(paper: Paper) -> None:
+    made, _, _ = paper.make()
+    paper.now += KILL_AFTER_S
+    assert made.overdue() is None
+    paper.now += 0.1
+    assert made.overdue() == f"silent for {KILL_AFTER_S:g} s"
+
+
+def test_a_foreign_program_may_be_silent_for_ever(paper: Paper) -> None:
+    made, _, _ = paper.make(beats=False)
+    paper.now += 10 * KILL_AFTER_S
+    assert made.overdue() is None
+
+
+def test_a_foreign_program_must_stop_in_time_too(paper: Paper) -> None:
+    made, _, _ = paper.make(beats=False)
+    made.stop(5, 4)
+    paper.now += 9.1
+    assert made.overdue() == "did not stop in time"
+
+
+def test_who_was_killed_is_not_overdue_again(paper: Paper) -> None:
+    made, process, _ = paper.make()
+    paper.now += KILL_AFTER_S + 1
+    assert made.overdue()
+    made.kill()
+    assert made.overdue() is None
+    assert process.done == ["start", "kill"]
+
+
+def test_a_life_is_measured_from_its_start(paper: Paper) -> None:
+    made, _, _ = paper.make()
+    paper.now += 61
+    assert made.lived_s == 61
+
+
+def test_a_burial_gives_everything_back(paper: Paper) -> None:
+    made, process, end = paper.make()
+    made.bury()
+    assert process.done == ["start", "join", "close"]
+    end.receive()
+    assert end.closed
+    assert made.line.closed

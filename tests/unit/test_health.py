@@ -1,0 +1,133 @@
+"""Whether the fleet is well, from a picture of it."""
+
+from typing import Any
+
+import pytest
+
+from millhand_fleet.health import STALE_AFTER_S, Health, judge_health
+from millhand_fleet.snapshot import RedisView, Snapshot
+
+NOW = 1_700_000_000.0
+UP = RedisView(reachable=True, server="Redis 7.0.15", durability="durable")
+AWAY = "model_busy: HTTP 503"
+
+
+def row(name: str, state: str = "ready", waits_for: str | None = None) -> dict[str, Any]:
+    stats = {"in_hand": 1, "waits_for": waits_for}
+    return {"name": name, "restarts": 0, "last_exit": None, "state": state, "pid": 7, "stats": stats}
+
+
+def dead(name: str) -> dict[str, Any]:
+    return {"name": name, "restarts": 3, "last_exit": "signal 9", "state": "restarting"}
+
+
+OTHERS = (row("janitor"), row("desk"), row("valkey"))
+W1, W2 = row("worker-1"), row("worker-2")
+W1_WAITS, W2_WAITS = row("worker-1", waits_for=AWAY), row("worker-2", waits_for=AWAY)
+
+
+def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **other: Any) -> Snapshot:
+    fields = {"supervisor_pid": 7, "redis": UP, **other}
+    return Snapshot("events", NOW - age_s, "tiny:1b", desired=desired, children=(*OTHERS, *workers), **fields)
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "health"),
+    [
+        pytest.param(picture(W1, W2), Health(status="ok", ready=True, reasons=()), id="all well"),
+        pytest.param(
+            picture(W1, dead("worker-2")),
+            Health(status="degraded", ready=True, reasons=("1 of 2 workers are ready",)),
+            id="one down",
+        ),
+        pytest.param(
+            picture(W1, row("worker-2", "starting")),
+            Health(status="degraded", ready=True, reasons=("1 of 2 workers are ready",)),
+            id="one starting",
+        ),
+        pytest.param(
+            picture(W1, row("worker-2", "stopping"), desired=1),
+            Health(status="ok", ready=True, reasons=()),
+            id="one leaving by order",
+        ),
+        pytest.param(
+            picture(), Health(status="degraded", ready=False, reasons=("0 of 2 workers are ready",)), id="none yet"
+        ),
+        pytest.param(
+            picture(W1_WAITS, W2_WAITS),
+            Health(status="degraded", ready=False, reasons=(f"waiting for the model: {AWAY}",)),
+            id="the model is away",
+        ),
+        pytest.param(
+            picture(W1_WAITS, W2),
+            Health(status="degraded", ready=True, reasons=(f"waiting for the model: {AWAY}",)),
+            id="the model is away for one",
+        ),
+        pytest.param(
+            picture(W1_WAITS, row("worker-2", waits_for="model_missing: no model")),
+            Health(
+                status="degraded",
+                ready=False,
+                reasons=(f"waiting for the model: {AWAY}", "waiting for the model: model_missing: no model"),
+            ),
+            id="the model is away for two reasons",
+        ),
+        pytest.param(
+            picture(W1_WAITS, row("worker-2", "starting", waits_for=AWAY)),
+            Health(
+                status="degraded", ready=False, reasons=("1 of 2 workers are ready", f"waiting for the model: {AWAY}")
+            ),
+            id="the only ready one waits",
+        ),
+        pytest.param(
+            picture(desired=0),
+            Health(status="degraded", ready=False, reasons=("scaled to 0 workers",)),
+            id="scaled to nothing",
+        ),
+        pytest.param(
+            picture(W1, W2, redis=RedisView(error="Connection refused")),
+            Health(status="down", ready=False, reasons=("redis does not answer: Connection refused",)),
+            id="Redis is away",
+        ),
+        pytest.param(
+            picture(W1, W2, redis=RedisView()),
+            Health(status="down", ready=False, reasons=("redis does not answer: not asked yet",)),
+            id="Redis was not asked yet",
+        ),
+        pytest.param(
+            picture(W1, W2, age_s=STALE_AFTER_S + 5),
+            Health(status="down", ready=False, reasons=("this picture is 15 s old",)),
+            id="an old picture",
+        ),
+        pytest.param(
+            picture(W1, W2, age_s=STALE_AFTER_S),
+            Health(status="ok", ready=True, reasons=()),
+            id="a picture just fresh enough",
+        ),
+        pytest.param(picture(W1, W2, age_s=-3600), Health(status="ok", ready=True, reasons=()), id="a clock set back"),
+        pytest.param(
+            Snapshot("events", NOW, "tiny:1b", redis=UP),
+            Health(status="degraded", ready=False, reasons=("the supervisor has not reported yet",)),
+            id="no word from the supervisor",
+        ),
+        pytest.param(
+            Snapshot("events", 0.0, "tiny:1b"),
+            Health(
+                status="down",
+                ready=False,
+                reasons=(
+                    "redis does not answer: not asked yet",
+                    "this picture is 1700000000 s old",
+                    "the supervisor has not reported yet",
+                ),
+            ),
+            id="the first moment",
+        ),
+    ],
+)
+def test_a_picture_has_one_judgement(snapshot: Snapshot, health: Health) -> None:
+    assert judge_health(snapshot, NOW) == health
+
+
+def test_only_workers_count_as_workers() -> None:
+    assert [one["name"] for one in picture(W1, W2).workers] == ["worker-1", "worker-2"]

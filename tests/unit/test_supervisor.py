@@ -1,0 +1,689 @@
+"""The supervisor's decisions, tick by tick, with children made of paper."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from millhand.pulse import MESSAGE_BYTES_MAX, Line
+from millhand_fleet import supervisor
+from millhand_fleet.child import Spec
+from millhand_fleet.state import DesiredCount, StateDir
+from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, WORKERS_MAX, Roles, Supervisor
+
+DRAIN_S = 20.0
+KILLED = -9
+
+
+class PaperLine:
+    """A line that keeps what was sent along it."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.closed = False
+        self.end = object()
+
+    def send(self, message: dict[str, Any]) -> bool:
+        self.sent.append(message)
+        return True
+
+
+class PaperChild:
+    """A child that does what the test says."""
+
+    def __init__(self, spec: Spec, number: int, fleet: "PaperFleet") -> None:
+        self.spec = spec
+        self.identity = f"{spec.name}:{number}"
+        self.args = spec.args(self.identity)
+        self.pid = 1000 + number
+        self.line = PaperLine()
+        self.ready = False
+        self.stats: dict[str, Any] = {}
+        self.unusable: str | None = None
+        self.exit_code: int | None = None
+        self.stopping = False
+        self.stopped_with: tuple[float, float] | None = None
+        self.late: str | None = None
+        self.kills = 0
+        self.buried = False
+        self.sentinel = number
+        self.orders: list[dict[str, Any]] = []
+        self.says_ready = False
+        self.words: list[str | None] = []  # one for each time it is heard: why it cannot work, or nothing
+        self._fleet = fleet
+        self._born = fleet.now
+
+    @property
+    def lived_s(self) -> float:
+        return self._fleet.now - self._born
+
+    def hear(self) -> list[dict[str, Any]]:
+        orders, self.orders = self.orders, []
+        self.ready = self.ready or self.says_ready
+        self.unusable = (self.words.pop(0) if self.words else None) or self.unusable
+        return orders
+
+    def stop(self, within_s: float, grace_s: float) -> None:
+        self.stopping = True
+        self.stopped_with = (within_s, grace_s)
+
+    def overdue(self) -> str | None:
+        return None if self.kills else self.late
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    def bury(self) -> None:
+        self.buried = True
+
+
+class Waiting(Exception):
+    """A tick is over, and the supervisor waits for something to happen."""
+
+
+class PaperFleet:
+    """A supervisor on a clock that stands still, and everything it ever started, told or wrote down."""
+
+    def __init__(self, state: StateDir, workers: int) -> None:
+        self.now = 1000.0
+        self.born: list[PaperChild] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.refuse: dict[str, OSError] = {}
+        roles = Roles(
+            servers=(self._spec("valkey", beats=False), self._spec("model")),
+            janitor=lambda living: Spec("janitor", print, lambda _: (living,)),
+            desk=self._spec("desk"),
+            worker=lambda number: self._spec(f"worker-{number}"),
+        )
+        self.desired = DesiredCount(state, workers)
+        self.supervisor = Supervisor(roles, self.desired, DRAIN_S, self)
+
+    @staticmethod
+    def _spec(name: str, *, beats: bool = True) -> Spec:
+        return Spec(name, print, lambda _: (), beats=beats)
+
+    # -- what the supervisor sees of the world
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def spawn(self, spec: Spec) -> PaperChild:
+        if spec.name in self.refuse:
+            raise self.refuse[spec.name]
+        self.born.append(PaperChild(spec, len(self.born), self))
+        return self.born[-1]
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.told.append((event, fields))
+
+    warning = error = info
+
+    # -- what the test does to it
+
+    def tick(self) -> str | None:
+        """Let the supervisor run until it waits. Return what `run` returns; "waits" while it has not."""
+        try:
+            return self.supervisor.run()
+        except Waiting:
+            return "waits"
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.tick()
+
+    def make_ready(self, *names: str) -> None:
+        for name in names:
+            self[name].says_ready = True
+        self.tick()
+
+    def die(self, name: str, exit_code: int = KILLED) -> PaperChild:
+        dead = self[name]
+        dead.exit_code = exit_code
+        self.tick()
+        return dead
+
+    def order(self, **order: Any) -> None:
+        self["desk"].orders.append(order)
+        self.tick()
+
+    def __getitem__(self, name: str) -> PaperChild:
+        """Return the living child of this name."""
+        (child,) = (child for child in self.living if child.spec.name == name)
+        return child
+
+    @property
+    def living(self) -> list[PaperChild]:
+        return [child for child in self.born if not child.buried]
+
+    @property
+    def names(self) -> list[str]:
+        return [child.spec.name for child in self.living]
+
+    @property
+    def stopping(self) -> set[str]:
+        return {child.spec.name for child in self.living if child.stopping}
+
+    def tales(self, event: str) -> list[dict[str, Any]]:
+        return [fields for told, fields in self.told if told == event]
+
+
+Raise = Callable[..., PaperFleet]
+
+
+really_wait = Supervisor._wait
+
+
+def waits(_: Supervisor) -> None:
+    raise Waiting
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path)
+
+
+@pytest.fixture
+def new_fleet(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Raise:
+    """Return a fleet whose supervisor has not ticked yet."""
+
+    def made(workers: int = 3) -> PaperFleet:
+        fleet = PaperFleet(state, workers)
+        monkeypatch.setattr(supervisor, "Child", fleet.spawn)
+        monkeypatch.setattr(supervisor, "time", fleet)
+        monkeypatch.setattr(supervisor, "random", SimpleNamespace(random=lambda: 1.0))
+        monkeypatch.setattr(Supervisor, "_wait", waits)
+        return fleet
+
+    return made
+
+
+@pytest.fixture
+def fleet(new_fleet: Raise) -> PaperFleet:
+    """Return a fleet of three workers, at work."""
+    fleet = new_fleet()
+    fleet.tick()
+    fleet.make_ready("janitor", "desk", "model")
+    fleet.make_ready("worker-1", "worker-2", "worker-3")
+    return fleet
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def test_servers_are_started_first_then_desk_and_janitor(new_fleet: Raise) -> None:
+    fleet = new_fleet()
+    fleet.tick()
+    assert fleet.names == ["valkey", "model", "desk", "janitor"]
+
+
+def test_workers_wait_until_the_janitor_has_been_through(new_fleet: Raise) -> None:
+    """What an earlier fleet left pending is handed back before anybody reads."""
+    fleet = new_fleet()
+    fleet.tick()
+    fleet.make_ready("desk", "model")
+    assert not [name for name in fleet.names if name.startswith("worker")]
+    fleet.make_ready("janitor")
+    assert fleet.names[4:] == ["worker-1", "worker-2", "worker-3"]
+
+
+def test_a_ready_child_is_told_of_once(new_fleet: Raise) -> None:
+    fleet = new_fleet()
+    fleet.tick()
+    fleet["janitor"].says_ready = True
+    for _ in range(3):
+        fleet.tick()
+    assert [tale["name"] for tale in fleet.tales("child.ready")] == ["janitor"]
+    assert "worker-1" in fleet.names
+
+
+def test_workers_do_not_wait_for_a_janitor_that_died_later(fleet: PaperFleet) -> None:
+    fleet.die("janitor")
+    fleet.die("worker-1")
+    fleet.pass_time(1)
+    assert "worker-1" in fleet.names
+
+
+def test_a_fleet_of_no_workers_has_everything_else(new_fleet: Raise) -> None:
+    fleet = new_fleet(workers=0)
+    fleet.tick()
+    fleet.make_ready("janitor")
+    assert fleet.names == ["valkey", "model", "desk", "janitor"]
+
+
+def test_nothing_is_started_twice(fleet: PaperFleet) -> None:
+    before = list(fleet.born)
+    for _ in range(5):
+        fleet.pass_time(1)
+    assert fleet.born == before
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_up_touches_no_running_child(fleet: PaperFleet) -> None:
+    before = list(fleet.living)
+    fleet.order(scale=5)
+    assert fleet.living[: len(before)] == before
+    assert fleet.names[len(before) :] == ["worker-4", "worker-5"]
+    assert fleet.stopping == set()
+
+
+def test_scaling_down_stops_the_highest_slots_and_touches_no_other(fleet: PaperFleet) -> None:
+    before = list(fleet.born)
+    fleet.order(scale=1)
+    assert fleet.stopping == {"worker-2", "worker-3"}
+    assert fleet["worker-3"].stopped_with == (DRAIN_S, STOP_GRACE_S)
+    assert fleet.born == before
+
+
+def test_a_worker_that_was_scaled_away_is_not_started_again(fleet: PaperFleet) -> None:
+    fleet.order(scale=2)
+    fleet.die("worker-3", 0)
+    fleet.pass_time(60)
+    assert [name for name in fleet.names if name.startswith("worker")] == ["worker-1", "worker-2"]
+    assert fleet.tales("child.died") == []
+    assert [tale["name"] for tale in fleet.tales("child.stopped")] == ["worker-3"]
+
+
+def test_scaling_up_again_while_a_worker_still_stops_starts_its_successor_afterwards(fleet: PaperFleet) -> None:
+    fleet.order(scale=2)
+    leaving = fleet["worker-3"]
+    fleet.order(scale=3)
+    assert fleet["worker-3"] is leaving
+    fleet.die("worker-3", 0)
+    assert fleet["worker-3"] is not leaving
+    assert not fleet["worker-3"].stopping
+
+
+@pytest.mark.parametrize(("asked", "given"), [(-5, 0), (0, 0), (WORKERS_MAX, 256), (10**9, 256)])
+def test_a_count_is_kept_within_what_a_fleet_may_have(fleet: PaperFleet, asked: int, given: int) -> None:
+    fleet["desk"].orders.append({"scale": asked})
+    fleet.supervisor._hear()
+    assert fleet.desired.value == given
+
+
+def test_a_scaled_count_is_saved_before_the_next_tick(fleet: PaperFleet, state: StateDir) -> None:
+    fleet.order(scale=7)
+    assert DesiredCount(state, 3).value == 7
+
+
+def test_a_count_that_cannot_be_saved_does_not_end_the_fleet(
+    fleet: PaperFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(StateDir, "write", full)
+    fleet["desk"].orders.append({"scale": 5})
+    assert fleet.tick() == "waits"
+
+
+def test_a_worker_in_a_hundred_is_known_by_its_number(fleet: PaperFleet) -> None:
+    """As text, worker-10 would stand before worker-2."""
+    fleet.order(scale=12)
+    fleet.order(scale=9)
+    assert fleet.stopping == {"worker-10", "worker-11", "worker-12"}
+
+
+def test_a_vacant_slot_is_forgotten_when_it_is_scaled_away(fleet: PaperFleet) -> None:
+    for _ in range(2):
+        fleet.die("worker-3")
+    assert "worker-3" not in fleet.names
+    fleet.order(scale=2)
+    fleet.order(scale=3)
+    assert "worker-3" in fleet.names, "a new slot has no failures to atone for"
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_died_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
+    dead = fleet.die("worker-2")
+    assert fleet["janitor"].line.sent == [{"died": dead.identity}]
+
+
+def test_a_worker_that_stopped_is_told_to_the_janitor_too(fleet: PaperFleet) -> None:
+    """What it could not hand back in time is the janitor's now."""
+    leaving = fleet["worker-3"]
+    fleet.order(scale=2)
+    fleet.die("worker-3", 0)
+    assert fleet["janitor"].line.sent == [{"died": leaving.identity}]
+
+
+def test_a_died_desk_is_none_of_the_janitors_business(fleet: PaperFleet) -> None:
+    fleet.die("desk")
+    assert fleet["janitor"].line.sent == []
+
+
+def test_a_new_janitor_knows_which_workers_live(fleet: PaperFleet) -> None:
+    living = tuple(fleet[f"worker-{number}"].identity for number in (1, 2, 3))
+    fleet.die("janitor")
+    assert fleet["janitor"].args == (living,)
+
+
+def test_a_death_while_there_is_no_janitor_is_seen_by_the_next_one(fleet: PaperFleet) -> None:
+    fleet.die("janitor")
+    fleet.die("janitor")
+    assert "janitor" not in fleet.names, "it waits for its second start"
+    dead = fleet.die("worker-2")
+    fleet.pass_time(1)
+    (living,) = fleet["janitor"].args
+    assert dead.identity not in living
+    assert fleet["worker-1"].identity in living
+
+
+def test_the_first_death_is_followed_by_a_start_at_once(fleet: PaperFleet) -> None:
+    dead = fleet.die("worker-2")
+    assert dead.buried
+    assert fleet["worker-2"].identity != dead.identity
+
+
+def test_further_deaths_wait_ever_longer(fleet: PaperFleet) -> None:
+    fleet.die("worker-2")
+    for delay_s in (0.5, 1.0, 2.0, 4.0):
+        fleet.die("worker-2")
+        fleet.pass_time(delay_s - 0.01)
+        assert "worker-2" not in fleet.names
+        fleet.pass_time(0.02)
+        assert "worker-2" in fleet.names
+
+
+def test_a_death_after_a_healthy_life_is_a_first_one(fleet: PaperFleet) -> None:
+    for _ in range(2):
+        fleet.die("worker-2")
+        fleet.pass_time(1)
+    fleet.pass_time(60)
+    fleet.die("worker-2")
+    assert "worker-2" in fleet.names
+
+
+def test_neighbours_of_a_dying_worker_are_left_alone(fleet: PaperFleet) -> None:
+    others = [child for child in fleet.living if child.spec.name != "worker-2"]
+    for _ in range(4):
+        fleet.die("worker-2")
+        fleet.pass_time(5)
+    assert [child for child in fleet.living if child.spec.name != "worker-2"] == others
+
+
+@pytest.mark.parametrize(("code", "text"), [(-9, "signal 9"), (70, "code 70"), (0, "code 0")])
+def test_a_death_is_told_with_its_cause(fleet: PaperFleet, code: int, text: str) -> None:
+    fleet.die("worker-2", code)
+    assert fleet.tales("child.died") == [{"name": "worker-2", "exit": text, "restart_in_s": 0.0}]
+
+
+@pytest.mark.parametrize("name", ["valkey", "model", "desk", "janitor"])
+def test_every_kind_of_child_is_started_again(fleet: PaperFleet, name: str) -> None:
+    dead = fleet.die(name)
+    assert fleet[name] is not dead
+
+
+def test_several_deaths_in_one_tick_are_all_seen(fleet: PaperFleet) -> None:
+    for number in (1, 2, 3):
+        fleet[f"worker-{number}"].exit_code = KILLED
+    fleet.tick()
+    assert len(fleet.tales("child.died")) == 3
+    assert len(fleet["janitor"].line.sent) == 3
+    assert fleet.names.count("worker-1") == 1
+
+
+# -- overdue -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_overdue_child_is_killed_once_and_then_started_again(fleet: PaperFleet) -> None:
+    stuck = fleet["worker-2"]
+    stuck.late = "silent for 20 s"
+    for _ in range(5):
+        fleet.pass_time(1)
+    assert stuck.kills == 1
+    assert fleet.tales("child.killed") == [{"name": "worker-2", "pid": stuck.pid, "reason": "silent for 20 s"}]
+    fleet.die("worker-2")
+    assert fleet["worker-2"] is not stuck
+
+
+def test_an_overdue_child_is_killed_while_the_fleet_stops_too(fleet: PaperFleet) -> None:
+    fleet.supervisor.request_stop()
+    fleet.tick()
+    fleet["worker-2"].late = "did not stop in time"
+    fleet.tick()
+    assert fleet["worker-2"].kills == 1
+
+
+# -- unusable ----------------------------------------------------------------------------------------------------------
+
+
+def end_of(fleet: PaperFleet) -> str | None:
+    """Let everybody who is told to stop do so, until the supervisor returns."""
+    for _ in range(10):
+        for child in fleet.living:
+            if child.stopping:
+                child.exit_code = 0
+        if (end := fleet.tick()) != "waits":
+            return end
+    raise AssertionError(f"the supervisor does not end: {fleet.names}")
+
+
+@pytest.mark.parametrize("name", ["janitor", "worker-1", "desk", "model"])
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        pytest.param(["Redis 6.2 is too old"], None, id="while it lives"),
+        pytest.param(["Redis 6.2 is too old"], 78, id="as it leaves"),
+        pytest.param([None, "Redis 6.2 is too old"], 78, id="its last words"),
+    ],
+)
+def test_a_word_that_nothing_helps_ends_a_fleet_that_never_worked(
+    new_fleet: Raise, name: str, words: list[str | None], exit_code: int | None
+) -> None:
+    fleet = new_fleet()
+    fleet.tick()
+    fleet.make_ready("janitor")
+    fleet[name].words = list(words)
+    fleet[name].exit_code = exit_code
+    fleet.tick()
+    assert end_of(fleet) == "Redis 6.2 is too old"
+    assert fleet.living == []
+    assert fleet.tales("supervisor.stopped") == [{"reason": "Redis 6.2 is too old"}]
+
+
+def test_the_same_word_does_not_end_a_fleet_that_has_worked(fleet: PaperFleet) -> None:
+    """A Redis that is replaced by an older one for a minute must not take the fleet down for good."""
+    fleet["worker-2"].words = [None, "Redis 6.2 is too old"]
+    dead = fleet.die("worker-2", 78)
+    assert fleet.tales("child.unusable") == [{"name": "worker-2", "detail": "Redis 6.2 is too old"}]
+    assert fleet["worker-2"] is not dead
+    assert fleet.stopping == set()
+    for _ in range(3):
+        fleet.pass_time(60)
+    assert fleet.tick() == "waits"
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_goes_from_the_workers_over_janitor_and_desk_to_the_servers(fleet: PaperFleet) -> None:
+    fleet.supervisor.request_stop()
+    for group in ({"worker-1", "worker-2", "worker-3"}, {"janitor", "desk"}, {"valkey", "model"}):
+        assert fleet.tick() == "waits"
+        assert fleet.stopping == group
+        for name in group - {min(group)}:
+            fleet.die(name, 0)
+        assert fleet.stopping == {min(group)}, "the next group waits for the last of this one"
+        fleet[min(group)].exit_code = 0
+    assert fleet.tick() is None
+    assert fleet.living == []
+
+
+def test_each_group_gets_its_own_time_to_stop(fleet: PaperFleet) -> None:
+    fleet.supervisor.request_stop()
+    assert end_of(fleet) is None
+    given = {child.spec.name: child.stopped_with for child in fleet.born}
+    assert given["worker-1"] == (DRAIN_S, STOP_GRACE_S)
+    assert given["janitor"] == given["valkey"] == (SERVER_STOP_S, STOP_GRACE_S)
+
+
+def test_a_stop_can_be_ordered_through_the_desk(fleet: PaperFleet) -> None:
+    fleet.order(stop_fleet=True)
+    assert fleet.stopping == {"worker-1", "worker-2", "worker-3"}
+    assert end_of(fleet) is None
+
+
+def test_a_stop_asked_for_many_times_is_one_stop(fleet: PaperFleet) -> None:
+    for _ in range(3):
+        fleet.supervisor.request_stop()
+        fleet.tick()
+    assert end_of(fleet) is None
+    assert fleet.tales("supervisor.stopped") == [{"reason": "requested"}]
+
+
+def test_nobody_is_started_while_the_fleet_stops(fleet: PaperFleet) -> None:
+    fleet.supervisor.request_stop()
+    fleet.tick()
+    born = len(fleet.born)
+    fleet.die("desk")
+    fleet.die("worker-1")
+    fleet.pass_time(60)
+    assert len(fleet.born) == born
+
+
+def test_a_worker_that_is_killed_while_stopping_is_still_told_to_the_janitor(fleet: PaperFleet) -> None:
+    fleet.supervisor.request_stop()
+    fleet.tick()
+    dead = fleet.die("worker-1")
+    assert {"died": dead.identity} in fleet["janitor"].line.sent
+
+
+def test_a_stop_before_the_first_child_ends_at_once(new_fleet: Raise) -> None:
+    fleet = new_fleet()
+    fleet.supervisor.request_stop()
+    assert fleet.tick() is None
+    assert fleet.born == []
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------------
+
+
+def test_between_ticks_it_listens_to_every_line_that_is_open_and_for_every_death(
+    fleet: PaperFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line at its end would be readable for ever, and the supervisor would never rest."""
+    waited: list[tuple[set[Any], float]] = []
+    monkeypatch.setattr(supervisor, "wait", lambda things, timeout: waited.append((set(things), timeout)))
+    fleet["worker-2"].line.closed = True
+    really_wait(fleet.supervisor)
+    lines = {child.line.end for child in fleet.living if child.spec.name != "worker-2"}
+    assert waited == [(lines | {child.sentinel for child in fleet.living}, TICK_S)]
+
+
+# -- a machine without room --------------------------------------------------------------------------------------------
+
+
+def test_a_child_that_cannot_be_started_is_tried_again_ever_later(new_fleet: Raise) -> None:
+    fleet = new_fleet()
+    fleet.refuse["desk"] = OSError(11, "Resource temporarily unavailable")
+    fleet.tick()
+    for delay_s in (TICK_S, 0.5, 1.0, 2.0):
+        tried = len(fleet.tales("child.not_started"))
+        fleet.pass_time(delay_s - 0.01)
+        assert len(fleet.tales("child.not_started")) == tried
+        fleet.pass_time(0.02)
+        assert len(fleet.tales("child.not_started")) == tried + 1
+    del fleet.refuse["desk"]
+    fleet.pass_time(30)
+    assert "desk" in fleet.names
+
+
+def test_a_child_that_cannot_be_started_hinders_no_other(new_fleet: Raise) -> None:
+    fleet = new_fleet()
+    fleet.refuse["valkey"] = OSError(24, "Too many open files")
+    fleet.tick()
+    assert fleet.names == ["model", "desk", "janitor"]
+
+
+# -- reporting ---------------------------------------------------------------------------------------------------------
+
+
+def reports(fleet: PaperFleet) -> list[dict[str, Any]]:
+    return [message["fleet"] for message in fleet["desk"].line.sent]
+
+
+def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
+    fleet["worker-1"].stats = {"in_hand": 2}
+    fleet.pass_time(2)
+    rows = {row["name"]: row for row in reports(fleet)[-1]["children"]}
+    assert set(rows) == {"valkey", "model", "desk", "janitor", "worker-1", "worker-2", "worker-3"}
+    assert rows["worker-1"] == {
+        "name": "worker-1",
+        "restarts": 0,
+        "last_exit": None,
+        "state": "ready",
+        "pid": fleet["worker-1"].pid,
+        "for_s": 2.0,
+        "identity": fleet["worker-1"].identity,
+        "stats": {"in_hand": 2},
+    }
+    assert rows["valkey"]["state"] == "ready", "a foreign program does not say so, but it runs"
+
+
+def test_a_picture_shows_who_starts_who_stops_and_who_is_awaited(fleet: PaperFleet) -> None:
+    fleet.die("worker-1")
+    fleet.die("worker-2")
+    fleet.die("worker-2")
+    fleet.order(scale=2)
+    rows = {row["name"]: row for row in reports(fleet)[-1]["children"]}
+    assert {name: row["state"] for name, row in rows.items() if name.startswith("worker")} == {
+        "worker-1": "starting",
+        "worker-2": "restarting",
+        "worker-3": "stopping",
+    }
+    assert (rows["worker-2"]["restarts"], rows["worker-2"]["last_exit"]) == (2, "signal 9")
+
+
+def test_pictures_are_sent_every_second_and_not_more_often(fleet: PaperFleet) -> None:
+    fleet.pass_time(2)
+    before = len(reports(fleet))
+    for _ in range(10):
+        fleet.pass_time(0.25)
+    assert len(reports(fleet)) - before == 2
+
+
+@pytest.mark.parametrize("change", [lambda fleet: fleet.die("worker-1"), lambda fleet: fleet.order(scale=2)])
+def test_a_change_is_reported_at_once(fleet: PaperFleet, change: Callable[[PaperFleet], Any]) -> None:
+    fleet.pass_time(2)
+    before = len(reports(fleet))
+    change(fleet)
+    assert len(reports(fleet)) == before + 1
+
+
+def test_a_new_count_is_in_the_very_next_picture(fleet: PaperFleet) -> None:
+    """The command line waits for it."""
+    fleet.order(scale=9)
+    assert reports(fleet)[-1]["desired"] == 9
+
+
+@pytest.fixture
+def line() -> Iterator[tuple[Line, Line]]:
+    ours, end = Line.pair()
+    theirs = Line(end)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("detail", ["x" * 500, "ü" * 500], ids=["ASCII", "beyond ASCII"])
+def test_the_picture_of_the_largest_fleet_in_trouble_fits_one_message(
+    fleet: PaperFleet, line: tuple[Line, Line], detail: str
+) -> None:
+    """Every worker waits for the model, with the longest detail there is: just then somebody looks."""
+    ours, theirs = line
+    fleet.order(scale=WORKERS_MAX)
+    for child in fleet.living:
+        if child.spec.name.startswith("worker"):
+            child.ready = True
+            child.stats = {"in_hand": 8, "waits_for": f"model_busy: {detail}", "done": 10**9, "retry": 10**9}
+    fleet["desk"].line = ours  # type: ignore[assignment]
+    fleet.pass_time(2)
+    assert [len(message["fleet"]["children"]) for message in theirs.receive()] == [WORKERS_MAX + 4], (
+        f"the picture has more than {MESSAGE_BYTES_MAX} bytes"
+    )
