@@ -16,7 +16,7 @@ from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, deleted
 from millhand.stop import Stop
-from millhand.stream import RedisError, connect, ensure_group, require_streams, script
+from millhand.stream import RedisError, attempts_of, connect, ensure_group, require_streams, script
 from millhand.verdict import Bury, Delivery, Reason
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ class Janitor:
         """Sweep at start, whenever a worker died, and on the timer, until a stop is requested."""
         if not await self._open(stop):
             return
-        self._dead |= await self._left_behind()
         ready = False
         while not stop.requested:
             self._news.clear()
@@ -103,6 +102,7 @@ class Janitor:
             try:
                 server = await require_streams(self._redis)
                 created = await ensure_group(self._redis, self._keys)
+                self._dead |= await self._left_behind()
             except RedisError as error:
                 if self._waits_for is None:
                     self._log.warning("redis.waiting", error=str(error), remedy="start it, or set redis.url")
@@ -171,7 +171,8 @@ class Janitor:
         budget = self._config.delivery.deliveries_max
         if delivery.count >= budget:
             detail = f"delivered {delivery.count} times without an outcome (delivery.deliveries_max is {budget})"
-            settled = await self._settler.settle(delivery, Bury(Reason.CRASH_LOOP, detail))
+            attempts, history = await attempts_of(self._redis, self._keys, delivery.id)
+            settled = await self._settler.settle(delivery, Bury(Reason.CRASH_LOOP, detail, attempts, history))
             sweep.buried += settled is Settled.OK
             self._log.warning(
                 "event.settled", id=delivery.id, verdict="bury", settled=settled.value, reason="crash_loop"

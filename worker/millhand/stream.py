@@ -133,6 +133,13 @@ def attempts_record(attempts: int, history: Sequence[str]) -> bytes:
     return msgspec.json.encode(_Record(attempts, tuple(history)))
 
 
+async def attempts_of(redis: "aioredis.Redis", keys: Keys, entry_id: str) -> tuple[int, tuple[str, ...]]:
+    """Return the attempts spent on an event, and their errors."""
+    record: Any = await redis.hget(keys.attempts, entry_id)
+    spent = msgspec.json.decode(record, type=_Record) if record else _Record()
+    return spent.attempts, spent.errors
+
+
 def _due(entry_id: bytes, owner: bytes, count: int, record: bytes, pairs: list[bytes]) -> Delivery:
     spent = msgspec.json.decode(record, type=_Record) if record else _Record()
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))

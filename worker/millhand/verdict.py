@@ -8,7 +8,7 @@ import msgspec
 
 from millhand.errors import Malformed, Reasoned
 
-DOUBLINGS_MAX = 64
+DOUBLINGS_MAX = 100  # as many retries as can be configured, and far from what a float can hold
 HISTORY_ERRORS_MAX = 8  # of an event's attempts, as they stand in the dead letter
 
 

@@ -81,8 +81,7 @@ class Worker:
         while not self._stop.requested:
             free = await self._free_slots()
             deliveries = await self._next(free) if free and await self._gate.admit() else []
-            for delivery in deliveries:
-                self._start(delivery)
+            await self._take_up(deliveries)
             self._free(free - len(deliveries))
         await self._drain()
         renewing.cancel()
@@ -157,6 +156,25 @@ class Worker:
             if group_is_missing(error) and await self._stream.ensure_group():
                 self._log.critical("group.recreated", group=self._config.redis.group)
         await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, 1.0))  # noqa: S311 - jitter, no secret
+
+    async def _take_up(self, deliveries: list[Delivery]) -> None:
+        """Start on deliveries. A suspect, which came back from a worker that died, comes alone and is worked on alone.
+
+        So if it kills this worker too, nothing else was in hand that could be blamed.
+        """
+        suspect = deliveries[0] if deliveries and deliveries[0].count > 1 else None
+        if suspect:
+            with self._leases.hold(suspect):
+                await self._in_hand_ended()
+        for delivery in deliveries:
+            self._start(delivery)
+        if suspect:
+            await self._in_hand_ended()
+
+    async def _in_hand_ended(self) -> None:
+        """Wait until nothing is in hand, or a stop is requested."""
+        if self._walks:
+            await self._stop.or_result(asyncio.wait(set(self._walks)))
 
     # -- walk -------------------------------------------------------------------------------------------------------
 

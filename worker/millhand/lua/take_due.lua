@@ -5,6 +5,8 @@
 -- ARGV   1 group  2 consumer  3 how many at most
 -- answer {ms until the next is due or -1, {{id, owner, count, record of the attempts or '', {field, value, ...}}, ...}}
 --
+-- A suspect, which came back from a worker that died (delivery count above 1), is given out alone: if it kills the next
+-- worker too, nothing else was in hand with it that could be blamed.
 -- A deleted entry is given out without fields, and stays with `@parked` since XCLAIM would drop it: its taker buries it.
 -- XCLAIM stands before ZREM: what is lost between them is found again in the pending list.
 local key, parked, attempts = KEYS[1], KEYS[2], KEYS[3]
@@ -16,6 +18,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local taken = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0, limit)) do
   local pending = redis.call('XPENDING', key, group, id, id, 1)[1]
+  local suspect = pending and pending[2] == PARKED and pending[4] > 1
+  if suspect and #taken > 0 then
+    break
+  end
   if pending and pending[2] == PARKED then
     local entry = redis.call('XRANGE', key, id, id)[1]
     local owner = PARKED
@@ -27,6 +33,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0,
     taken[#taken + 1] = {id, owner, pending[4], record, entry and entry[2] or {}}
   end
   redis.call('ZREM', parked, id)
+  if suspect then
+    break
+  end
 end
 local next_due = redis.call('ZRANGE', parked, 0, 0, 'WITHSCORES')[2]
 return {next_due and math.max(0, tonumber(next_due) - now) or -1, taken}
