@@ -1,7 +1,9 @@
 """The only wiring: from a configuration to a supervisor with its children."""
 
+import errno
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,15 @@ from millhand_fleet.embedded.model_process import run_model
 from millhand_fleet.embedded.preflight import EmbeddedUnavailable, require_model_server, valkey_binary
 from millhand_fleet.embedded.valkey import run_valkey
 from millhand_fleet.janitor import consumer_prefix, look_after
-from millhand_fleet.state import ENDPOINTS, DesiredCount, FleetRunningError, StateDir, kept_port
+from millhand_fleet.state import (
+    ENDPOINTS,
+    ORPHANS_GONE_S,
+    PORT_POLL_S,
+    DesiredCount,
+    FleetRunningError,
+    StateDir,
+    kept_port,
+)
 from millhand_fleet.supervisor import Roles, Supervisor
 
 LISTEN_BACKLOG = 128
@@ -99,12 +109,18 @@ def _listen(port: int, key: str) -> socket.socket:
     """Open a listening socket on loopback. A child inherits it, so that its restarts keep the port."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as error:
-        raise Unusable(f"{key}: port {port} on 127.0.0.1 cannot be had: {error.strerror}; choose another") from error
-    listener.listen(LISTEN_BACKLOG)
-    return listener
+    deadline = time.monotonic() + ORPHANS_GONE_S
+    while True:
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(LISTEN_BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                message = f"{key}: port {port} on 127.0.0.1 cannot be had: {error.strerror}; choose another"
+                raise Unusable(message) from error
+            time.sleep(PORT_POLL_S)
+        else:
+            return listener
 
 
 def _listen_unix(path: Path) -> socket.socket:

@@ -20,33 +20,35 @@ class Backlog:
     def __init__(self, redis: "Redis", stream: str) -> None:
         self._stream = stream
         self._count_after = script(redis, "count_after")
-        self._removed = -1
-        self._delivered = "0-0"
-        self._newest = "0-0"
+        self._added = self._removed = -1
+        self._delivered = self._newest = "0-0"
         self._waiting = 0
 
     async def count(self, delivered: str, info: dict[str, Any]) -> int:
         """Return the number of entries after `delivered`, the group's last-delivered-id; `info` is XINFO STREAM's."""
-        removed = info["entries-added"] - info["length"]
-        if removed != self._removed or _order(delivered) < _order(self._delivered):
-            self._removed, self._waiting, self._newest = removed, 0, delivered
-        elif _order(delivered) <= _order(self._newest):
-            self._waiting -= (await self._stretch(self._delivered, delivered))[0]
+        added, removed, newest = info["entries-added"], info["entries-added"] - info["length"], _id(info)
+        steady = removed == self._removed and _order(delivered) >= _order(self._delivered)
+        fresh = await self._between(self._newest, newest) if steady else 0
+        if steady and added - self._added == fresh:
+            self._waiting += fresh - await self._between(self._delivered, delivered)
         else:
-            self._waiting, self._newest = 0, delivered
-        self._delivered = delivered
-        fresh, self._newest = await self._stretch(self._newest, "+")
-        self._waiting += fresh
+            self._waiting = await self._between(delivered, newest)
+        self._added, self._removed, self._delivered, self._newest = added, removed, delivered, newest
         return self._waiting
 
-    async def _stretch(self, after: str, until: str) -> tuple[int, str]:
-        """Count the entries in (after, until]; return that and the last one's id."""
+    async def _between(self, after: str, until: str) -> int:
+        """Count the entries in (after, until]."""
         total = 0
         while True:
             count, last = await self._count_after(keys=[self._stream], args=[after, until, PAGE])
             if not count:
-                return total, after
+                return total
             total, after = total + count, last.decode()
+
+
+def _id(info: dict[str, Any]) -> str:
+    newest = info["last-generated-id"]
+    return newest.decode() if isinstance(newest, bytes) else str(newest)
 
 
 def _order(entry_id: str) -> tuple[int, int]:

@@ -118,7 +118,9 @@ class Observer:
         keys = self._keys
         info = await self._redis.xinfo_stream(keys.input)
         groups = await self._redis.xinfo_groups(keys.input)
-        group = next(row for row in groups if row["name"] == keys.group.encode())
+        group = next((row for row in groups if row["name"] == keys.group.encode()), None)
+        if group is None:
+            raise exceptions.ResponseError(f"NOGROUP the stream {keys.input} has no group {keys.group}")
         raw: dict[Any, Any] = await self._redis.hgetall(keys.totals)
         totals = {name.decode(): int(value) for name, value in raw.items()}
         reasons = {name.removeprefix("dead:"): n for name, n in totals.items() if name.startswith("dead:")}

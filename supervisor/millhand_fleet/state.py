@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ LOCK = "supervisor.lock"
 DESIRED = "desired.json"
 ENDPOINTS = "endpoints.json"
 WORKERS_MAX = 256
+ORPHANS_GONE_S = 5.0  # how long a killed supervisor's children may still hold their ports
+PORT_POLL_S = 0.1
 
 
 class FleetRunningError(Exception):
@@ -99,8 +102,18 @@ class DesiredCount:
 def kept_port(state: StateDir, name: str, wanted: int) -> int:
     """Return a port on loopback: the wanted one, or (0) the one this fleet had before if it is free, or any."""
     file = f"{name}.port.json"
-    port = wanted or _free_port(state.read(file).get("port", 0)) or _free_port(0)
+    port = wanted or _freed_port(state.read(file).get("port", 0)) or _free_port(0)
     state.write(file, {"port": port})
+    return port
+
+
+def _freed_port(port: int) -> int:
+    """Return the port if it is free, or is freed by a killed fleet's last process within seconds; otherwise 0."""
+    deadline = time.monotonic() + ORPHANS_GONE_S
+    while port and not _free_port(port):
+        if time.monotonic() > deadline:
+            return 0
+        time.sleep(PORT_POLL_S)
     return port
 
 

@@ -16,7 +16,7 @@ TICK_S = 0.25
 REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
-SHORT_CHARS = 60  # of a child's text, where the whole picture would be too long a message
+SHORT_CHARS = 40  # of a child's text, where the whole picture would be too long a message
 
 
 class Tell(Protocol):

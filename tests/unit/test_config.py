@@ -468,6 +468,7 @@ def test_a_wrong_task_table_is_refused(refused: Refuse, toml: str, key: str, rea
         'type = "integer", max = 1e30',
         'type = "number", max = inf',
         'type = "number", min = nan',
+        'type = "integer", min = 0.2, max = 0.8',
     ],
 )
 def test_a_bound_that_no_number_can_keep_is_refused(refused: Refuse, text: str) -> None:

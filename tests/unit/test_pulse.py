@@ -76,6 +76,14 @@ def test_a_message_too_long_is_dropped_and_told_to_the_sender(ends: tuple[Line, 
     assert theirs.receive() == [{"after": 1}]
 
 
+def test_text_that_utf8_cannot_spell_does_not_raise(ends: tuple[Line, Line]) -> None:
+    """A file name of an odd encoding may stand in an error's text."""
+    ours, theirs = ends
+    assert ours.send({"unusable": "cannot read \udcff.gguf"})
+    (message,) = theirs.receive()
+    assert message["unusable"].startswith("cannot read ")
+
+
 def test_hanging_up_is_read_as_end_of_file_after_the_last_message(ends: tuple[Line, Line]) -> None:
     ours, theirs = ends
     ours.send({"unusable": "no such model"})

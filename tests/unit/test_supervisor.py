@@ -10,11 +10,12 @@ import pytest
 from millhand.pulse import MESSAGE_BYTES_MAX, Line
 from millhand_fleet import supervisor
 from millhand_fleet.child import Spec
-from millhand_fleet.state import DesiredCount, StateDir
-from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, WORKERS_MAX, Roles, Supervisor
+from millhand_fleet.state import WORKERS_MAX, DesiredCount, StateDir
+from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, Roles, Supervisor
 
 DRAIN_S = 20.0
 KILLED = -9
+HOST_NAME_MAX = 64  # as in Linux
 
 
 class PaperLine:
@@ -489,6 +490,8 @@ def test_a_word_that_nothing_helps_ends_a_fleet_that_never_worked(
 
 def test_the_same_word_does_not_end_a_fleet_that_has_worked(fleet: PaperFleet) -> None:
     """A Redis that is replaced by an older one for a minute must not take the fleet down for good."""
+    fleet.die("janitor")
+    fleet.make_ready("janitor")
     fleet["worker-2"].words = [None, "Redis 6.2 is too old"]
     dead = fleet.die("worker-2", 78)
     assert fleet.tales("child.unusable") == [{"name": "worker-2", "detail": "Redis 6.2 is too old"}]
@@ -671,7 +674,9 @@ def line() -> Iterator[tuple[Line, Line]]:
     theirs.close()
 
 
-@pytest.mark.parametrize("detail", ["x" * 500, "ü" * 500], ids=["ASCII", "beyond ASCII"])
+@pytest.mark.parametrize(
+    "detail", ["x" * 500, "ü" * 500, "\N{SLEEPING SYMBOL}" * 500], ids=["1 byte", "2 bytes", "4 bytes"]
+)
 def test_the_picture_of_the_largest_fleet_in_trouble_fits_one_message(
     fleet: PaperFleet, line: tuple[Line, Line], detail: str
 ) -> None:
@@ -681,7 +686,9 @@ def test_the_picture_of_the_largest_fleet_in_trouble_fits_one_message(
     for child in fleet.living:
         if child.spec.name.startswith("worker"):
             child.ready = True
-            child.stats = {"in_hand": 8, "waits_for": f"model_busy: {detail}", "done": 10**9, "retry": 10**9}
+            child.identity = f"{'h' * HOST_NAME_MAX}:{child.spec.name}:01234567"
+            counts = dict.fromkeys(("in_hand", "done", "retry", "bury", "release", "gone"), 10**6)
+            child.stats = {**counts, "waits_for": f"model_unreachable: {detail}"}
     fleet["desk"].line = ours  # type: ignore[assignment]
     fleet.pass_time(2)
     assert [len(message["fleet"]["children"]) for message in theirs.receive()] == [WORKERS_MAX + 4], (

@@ -2,7 +2,7 @@
 
 import ast
 import math
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,7 +105,7 @@ def test_every_reason_can_be_the_reason_of_a_dead_letter(reason: Reason) -> None
 # -- backoff -----------------------------------------------------------------------------------------------------------
 
 POLICIES = st.builds(
-    lambda first, more: Policy(3, first, first + more), st.floats(0, 600, allow_nan=False), st.floats(0, 3000)
+    lambda first, more: Policy(3, first, first + more), st.just(0.0) | st.floats(0.001, 600), st.floats(0, 3000)
 )
 JITTERS = st.floats(0, 1, exclude_max=True)
 ATTEMPTS = st.integers(1, 101)
@@ -148,19 +148,20 @@ def test_the_log_gets_what_a_person_asks_first(verdict: Verdict, fields: dict[st
 # -- the fixed list of reasons -----------------------------------------------------------------------------------------
 
 
-def sources() -> Iterator[tuple[Path, ast.AST]]:
-    for package in (millhand, millhand_fleet):
-        for root in package.__path__:
-            for path in Path(root).rglob("*.py"):
-                yield path, ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def sources() -> list[tuple[Path, list[ast.AST]]]:
+    """Return every source file with all nodes of its syntax tree."""
+    roots = [Path(root) for package in (millhand, millhand_fleet) for root in package.__path__]
+    paths = [path for root in roots for path in root.rglob("*.py")]
+    return [(path, list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))) for path in paths]
 
 
 def reasons_raised() -> set[tuple[str, str]]:
     """Return (place, reason) of every error in the sources whose reason ends up in a dead letter."""
     kinds = {Malformed.__name__, BadAnswer.__name__}
     found = set()
-    for path, tree in sources():
-        for node in ast.walk(tree):
+    for path, nodes in sources():
+        for node in nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
                 reason = node.args[0]
                 assert isinstance(reason, ast.Constant), f"{path}:{node.lineno}: the reason is not spelled out"
@@ -172,8 +173,8 @@ def reasons_named() -> set[str]:
     """Return the members of Reason that the sources name, in `Reason.X`."""
     return {
         Reason[node.attr].value
-        for _, tree in sources()
-        for node in ast.walk(tree)
+        for _, nodes in sources()
+        for node in nodes
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == Reason.__name__
     }
 

@@ -329,12 +329,15 @@ def _impossible_field(field: TaskField) -> Iterator[str]:
         yield "values belong to an enum, and an enum needs them"
     if field.type not in {"integer", "number"} and (field.min is not None or field.max is not None):
         yield f"min and max belong to integer and number, not to {field.type}"
-    if not all(math.isfinite(bound) for bound in (field.min, field.max) if bound is not None):
+    bounds = [bound for bound in (field.min, field.max) if bound is not None]
+    if not all(math.isfinite(bound) for bound in bounds):
         yield "min and max must be finite numbers"
-    elif field.type == "integer" and any(abs(bound) > INTEGER_BOUND_MAX for bound in (field.min or 0, field.max or 0)):
+    elif field.type == "integer" and any(abs(bound) > INTEGER_BOUND_MAX for bound in bounds):
         yield f"min and max of an integer must be within {INTEGER_BOUND_MAX} of 0"
-    if field.min is not None and field.max is not None and field.min > field.max:
+    elif bounds and bounds[0] > bounds[-1]:
         yield f"min {field.min} is above max {field.max}"
+    elif field.type == "integer" and bounds and math.ceil(bounds[0]) > math.floor(bounds[-1]) and len(bounds) > 1:
+        yield f"there is no whole number from {field.min} to {field.max}"
 
 
 def guess(word: str, known: typing.Iterable[str]) -> str | None:

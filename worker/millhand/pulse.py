@@ -43,7 +43,7 @@ class Line:
 
     def send(self, message: dict[str, Any]) -> bool:
         """Send a message. False if it was dropped: too long, or the other side is gone or does not read."""
-        packet = json.dumps(message, ensure_ascii=False).encode()
+        packet = json.dumps(message, ensure_ascii=False).encode(errors="replace")
         if len(packet) > MESSAGE_BYTES_MAX:
             return False
         try:

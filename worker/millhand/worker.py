@@ -70,6 +70,7 @@ class Worker:
         self._walks: set[asyncio.Task[None]] = set()
         self._settled: Counter[str] = Counter()
         self._due_turn = False
+        self._redis_away = False
 
     async def run(self, pulse: Pulse) -> None:
         """Work until a stop is requested, then drain."""
@@ -142,16 +143,20 @@ class Worker:
         """Return up to `count` deliveries: by turns what is due and what is new, so that neither starves."""
         self._due_turn = not self._due_turn
         try:
-            if self._due_turn:
-                return await self._stream.take_due(count)
-            return await self._stream.read(count)
+            deliveries = await (self._stream.take_due(count) if self._due_turn else self._stream.read(count))
         except RedisError as error:
             await self._mend(error)
             return []
+        if self._redis_away:
+            self._redis_away = False
+            self._log.info("redis.back")
+        return deliveries
 
     async def _mend(self, error: BaseException) -> None:
         """Wait out a Redis that fails; put a vanished group back."""
-        self._log.warning("redis.waiting", error=str(error))
+        if not self._redis_away:
+            self._redis_away = True
+            self._log.warning("redis.waiting", error=str(error))
         with suppress(*RedisError):
             if group_is_missing(error) and await self._stream.ensure_group():
                 self._log.critical("group.recreated", group=self._config.redis.group)

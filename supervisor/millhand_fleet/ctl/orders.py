@@ -10,6 +10,7 @@ from typing import Any
 import click
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from millhand.config import CONTROL_SOCKET, Config
@@ -127,12 +128,13 @@ def _show(document: dict[str, Any]) -> None:
     colour = {"ok": "green", "degraded": "yellow"}.get(health["status"], "red")
     console.print(f"fleet [bold]{document['fleet']}[/]  [{colour}]{health['status']}[/]  model {document['model']}")
     for reason in health["reasons"]:
-        console.print(f"  [{colour}]•[/] {reason}", markup=True)
+        console.print(f"  [{colour}]•[/] {escape(reason)}", soft_wrap=True)
     rate = "-" if health["success_rate"] is None else f"{health['success_rate']:.2%}"
     console.print(
         f"backlog {streams['backlog']}  pending {streams['pending']} (parked {streams['parked']})  "
         f"enriched {streams['enriched']}  dead letters {streams['dead']}  success {rate}  "
-        f"{streams['enriched_per_s']:g} events/s"
+        f"{streams['enriched_per_s']:g} events/s",
+        soft_wrap=True,
     )
     console.print(f"redis {redis['server'] or redis['error']}  durability {redis['durability']}")
     table = Table(box=None, pad_edge=False, header_style="dim")

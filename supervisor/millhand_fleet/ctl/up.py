@@ -6,7 +6,7 @@ import click
 
 from millhand.config import EMBEDDED
 from millhand.errors import Unusable
-from millhand.log import configure
+from millhand.log import configure, logger
 from millhand.stop import on_stop_signals
 from millhand_fleet.ctl.settings import leave, load_config
 
@@ -36,18 +36,23 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
         first, _, rest = str(error).partition("\n")
         leave(first, *rest.splitlines())
     on_stop_signals(fleet.supervisor.request_stop)
-    click.echo(
-        f"fleet {config.fleet.name!r} with {fleet.workers} workers"
-        f"\n  redis   {_without_password(fleet.redis_url)}{'  (embedded)' if config.redis.url == EMBEDDED else ''}"
-        f"\n  model   {config.model.name} at {fleet.model_url}{'  (embedded)' if config.model.url == EMBEDDED else ''}"
-        f"\n  tasks   {', '.join(config.enrich.tasks)}"
-        f"\n  health  {fleet.desk_url}/healthz"
-        f"\n  state   {config.state_dir}",
-        err=True,
+    logger().info(
+        "fleet.up",
+        fleet=config.fleet.name,
+        workers=fleet.workers,
+        redis=_without_password(fleet.redis_url) + _embedded(config.redis.url),
+        model=f"{config.model.name} at {fleet.model_url}" + _embedded(config.model.url),
+        tasks=", ".join(config.enrich.tasks),
+        health=f"{fleet.desk_url}/healthz",
+        state=str(config.state_dir),
     )
     unusable = fleet.supervisor.run()
     if unusable:
         leave("the fleet cannot work", *unusable.splitlines())
+
+
+def _embedded(url: str) -> str:
+    return " (embedded)" if url == EMBEDDED else ""
 
 
 def _without_password(url: str) -> str:

