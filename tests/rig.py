@@ -60,10 +60,18 @@ class RedisServer:
         return self._running().pid
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, if it runs, and remove its directory."""
         if self._process is not None:
             self.kill()
         self._folder.cleanup()

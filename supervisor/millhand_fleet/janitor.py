@@ -201,7 +201,9 @@ class Janitor:
         return {name for name in names if name.startswith(consumer_prefix())} - self._living
 
     async def _retire_idle(self, sweep: Sweep) -> None:
-        for name, pending, idle_ms in await self._consumers():
+        consumers = await self._consumers()
+        self._dead &= {name for name, _, _ in consumers}  # one that never read anything left nothing behind
+        for name, pending, idle_ms in consumers:
             history = name in self._dead or (idle_ms > RETIRE_IDLE_S * 1000 and name not in self._living)
             if name == PARKED_CONSUMER or pending or not history:
                 continue

@@ -16,7 +16,7 @@ from millhand.errors import (
     clip,
 )
 
-QUIET = settings(deadline=None, database=None)
+QUIET = settings(deadline=None, database=None, max_examples=50)
 
 
 @QUIET

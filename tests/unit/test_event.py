@@ -13,7 +13,7 @@ from millhand.config import Enrich
 from millhand.errors import Malformed
 from millhand.event import ENRICHMENT, Event, decode, decode_payload, merge
 
-QUIET = settings(deadline=None, database=None, max_examples=40)
+QUIET = settings(deadline=None, database=None, max_examples=25)
 ENRICH = Enrich(event_bytes_max=8 << 20)
 
 BLANKS = st.text(" \t\r\n", max_size=4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from millhand.pulse import MESSAGE_BYTES_MAX, Line, Pulse
 from millhand.stop import ORPHAN_DRAIN_S, Stop
 
-QUIET = settings(deadline=None, database=None)
+QUIET = settings(deadline=None, database=None, max_examples=50)
 AT_ONCE_S = 2.0  # generous: what is meant is microseconds
 LARGEST = {"x": "y" * (MESSAGE_BYTES_MAX - len('{"x": ""}'))}
 TOO_LARGE = {"x": LARGEST["x"] + "y"}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from millhand_fleet.restarts import BACKOFF_FIRST_S, BACKOFF_MAX_S, HEALTHY_AFTER_S, after_exit
 
-QUIET = settings(deadline=None, database=None)
+QUIET = settings(deadline=None, database=None, max_examples=50)
 JITTERS = st.floats(0, 1, exclude_max=True)
 
 

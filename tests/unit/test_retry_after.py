@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from millhand.model.retry_after import RETRY_AFTER_MAX_S, RETRY_AFTER_MIN_S, retry_after_s
 
-QUIET = settings(deadline=None, database=None)
+QUIET = settings(deadline=None, database=None, max_examples=50)
 DATE = "Sun, 06 Nov 1994 08:49:07 GMT"
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,18 +223,60 @@ def test_two_servers_keep_their_ports_apart(state: StateDir) -> None:
     assert state.read("valkey.port.json") == {"port": 6390}
 
 
-def test_a_kept_port_that_somebody_took_is_replaced(state: StateDir) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        state.write("valkey.port.json", {"port": port})
-        other = kept_port(state, "valkey", 0)
-    assert other not in {0, port}
+class Sleeper:
+    """A clock that only sleep moves, and what happens while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        while self.meanwhile:
+            self.meanwhile.pop()()
+
+
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch) -> Sleeper:
+    clock = Sleeper()
+    monkeypatch.setattr("millhand_fleet.state.time", clock)
+    return clock
+
+
+@pytest.fixture
+def taken(state: StateDir) -> Iterator[socket.socket]:
+    """Listen on the port that the state directory remembers, as somebody else's server."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        state.write("valkey.port.json", {"port": listener.getsockname()[1]})
+        yield listener
+
+
+@pytest.mark.usefixtures("sleeper")
+def test_a_kept_port_that_somebody_took_is_replaced(state: StateDir, taken: socket.socket) -> None:
+    other = kept_port(state, "valkey", 0)
+    assert other not in {0, taken.getsockname()[1]}
     assert state.read("valkey.port.json") == {"port": other}
 
 
-@pytest.mark.parametrize("port", ["6390", None, -1, 65536, 1.5, [6390], {}])
-def test_a_broken_port_file_means_any_free_port(state: StateDir, port: Any) -> None:
+def test_a_kept_port_that_a_killed_fleets_server_still_holds_is_awaited(
+    state: StateDir, taken: socket.socket, sleeper: Sleeper
+) -> None:
+    port = taken.getsockname()[1]
+    sleeper.meanwhile.append(taken.close)
+    assert kept_port(state, "valkey", 0) == port
+
+
+@pytest.mark.parametrize("port", ["6390", None, True, -1, 65536, 1.5, [6390], {}])
+def test_a_broken_port_file_means_any_free_port_at_once(state: StateDir, port: Any, sleeper: Sleeper) -> None:
+    """What is no port will not become free, however long one waits."""
+    begun = sleeper.now
     state.write("valkey.port.json", {"port": port})
-    assert bindable(kept_port(state, "valkey", 0))
+    kept = kept_port(state, "valkey", 0)
+    assert type(kept) is int
+    assert bindable(kept)
+    assert sleeper.now == begun

@@ -15,7 +15,7 @@ from millhand.tasks.builtin import ENTITIES_MAX, ENTITY_CHARS_MAX, TRANSLATION_C
 from millhand.tasks.catalogue import chosen_tasks, task_from_table
 from millhand.tasks.task import Questions, Task, enrichment_hash
 
-QUIET = settings(deadline=None, database=None, max_examples=40)
+QUIET = settings(deadline=None, database=None, max_examples=25)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(), inside, max_size=4),

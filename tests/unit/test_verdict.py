@@ -31,7 +31,7 @@ from millhand.verdict import (
     tell,
 )
 
-QUIET = settings(deadline=None, database=None)
+QUIET = settings(deadline=None, database=None, max_examples=50)
 POLICY = Policy(retries=3, backoff_s=1.0, backoff_max_s=60.0)
 HALF = 0.5
 ENRICHED = Enriched(data=b"{}", hash="h")
