@@ -21,7 +21,7 @@ from millhand_fleet.janitor import consumer_prefix, look_after
 from millhand_fleet.state import (
     ENDPOINTS,
     ORPHANS_GONE_S,
-    PORT_POLL_S,
+    POLL_S,
     DesiredCount,
     FleetRunningError,
     StateDir,
@@ -118,7 +118,7 @@ def _listen(port: int, key: str) -> socket.socket:
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 message = f"{key}: port {port} on 127.0.0.1 cannot be had: {error.strerror}; choose another"
                 raise Unusable(message) from error
-            time.sleep(PORT_POLL_S)
+            time.sleep(POLL_S)
         else:
             return listener
 

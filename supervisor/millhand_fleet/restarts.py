@@ -16,9 +16,9 @@ class Restart(NamedTuple):
 
 
 def after_exit(failures: int, lived_s: float, jitter: float) -> Restart:
-    """Decide after a child has ended: at once the first time, then exponentially with full jitter (`jitter` in [0, 1)).
+    """Decide after a child has ended: at once the first time, then exponentially.
 
-    A child that lived a healthy minute starts the count anew.
+    `jitter` in [0, 1) spreads the upper half of the wait. A child that lived a healthy minute starts the count anew.
     """
     failures = 1 if lived_s >= HEALTHY_AFTER_S else failures + 1
     if failures == 1:

@@ -13,7 +13,9 @@ DESIRED = "desired.json"
 ENDPOINTS = "endpoints.json"
 WORKERS_MAX = 256
 ORPHANS_GONE_S = 5.0  # how long a killed supervisor's children may still hold their ports
-PORT_POLL_S = 0.1
+POLL_S = 0.1
+PORT_MAX = 65535
+LOCK_WAIT_S = 1.0  # `held` takes the lock for a moment
 
 
 class FleetRunningError(Exception):
@@ -32,15 +34,13 @@ class StateDir:
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor):
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
             raise FleetRunningError(
                 f"a fleet is already running here (process {holder}, state directory {self.path}): stop it with "
                 "`worker-ctl stop`, or give this one another fleet.name or fleet.state_dir"
-            ) from None
+            )
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
@@ -99,6 +99,20 @@ class DesiredCount:
         self._state.write(DESIRED, {"workers": workers, "configured": self._configured})
 
 
+def _locked(descriptor: int) -> bool:
+    """Take the lock for good. False if somebody keeps it."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        else:
+            return True
+
+
 def kept_port(state: StateDir, name: str, wanted: int) -> int:
     """Return a port on loopback: the wanted one, or (0) the one this fleet had before if it is free, or any."""
     file = f"{name}.port.json"
@@ -107,13 +121,15 @@ def kept_port(state: StateDir, name: str, wanted: int) -> int:
     return port
 
 
-def _freed_port(port: int) -> int:
+def _freed_port(port: Any) -> int:
     """Return the port if it is free, or is freed by a killed fleet's last process within seconds; otherwise 0."""
+    if type(port) is not int or not 0 < port <= PORT_MAX:
+        return 0
     deadline = time.monotonic() + ORPHANS_GONE_S
-    while port and not _free_port(port):
+    while not _free_port(port):
         if time.monotonic() > deadline:
             return 0
-        time.sleep(PORT_POLL_S)
+        time.sleep(POLL_S)
     return port
 
 

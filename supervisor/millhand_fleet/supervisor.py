@@ -190,7 +190,8 @@ class Supervisor:
                 slot.child = Child(spec)
             except OSError as error:
                 slot.failures, delay_s = after_exit(slot.failures, 0.0, random.random())  # noqa: S311 - jitter
-                slot.not_before = time.monotonic() + max(delay_s, TICK_S)
+                delay_s = max(delay_s, TICK_S)
+                slot.not_before = time.monotonic() + delay_s
                 self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
                 return
             self._tell.info("child.started", name=name, pid=slot.child.pid)

@@ -366,3 +366,17 @@ async def test_worker_finishes_what_it_holds_although_memory_is_full(start_redis
         await race.until_enriched(2)
         await eventually_async(race.is_clean)
     await client.aclose()
+
+
+@pytest.mark.usefixtures("soon")
+async def test_event_on_which_the_model_always_drops_the_connection_is_buried_in_the_end(
+    race: Race, redis_url: str, fake: FakeOllama
+) -> None:
+    """F44: an outage spends no attempt, but an event that makes the model server die must not stop the fleet."""
+    poison = await race.add("[[fake drop]]")
+    good = await race.add("good")
+    async with working(config_for(redis_url, fake.url, {"delivery.retries": 0})):
+        buried = await race.until_buried(1)
+        enriched = await race.until_enriched(1)
+    assert {source: letter["failure_reason"] for source, letter in buried.items()} == {poison: "model_error"}
+    assert list(enriched) == [good]

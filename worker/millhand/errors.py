@@ -51,8 +51,12 @@ class BadAnswer(Reasoned):
 
 
 class ModelAway(Reasoned):
-    """The model cannot be asked now. `wait_s` is what it asked for, None where it did not say."""
+    """The model cannot be asked now. `wait_s` is what it asked for, None where it did not say.
 
-    def __init__(self, reason: str, detail: str, wait_s: float | None = None) -> None:
+    `lost` says that the call had been sent and its connection ended before a reply.
+    """
+
+    def __init__(self, reason: str, detail: str, wait_s: float | None = None, *, lost: bool = False) -> None:
         super().__init__(reason, detail)
         self.wait_s = wait_s
+        self.lost = lost

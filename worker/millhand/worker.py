@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 5.0
+LOST_CALLS_MAX = 3  # an event on which the model drops the connection so often may be what makes it do so
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -214,11 +215,17 @@ class Worker:
         try:
             event = events.decode(delivery.fields, self._config.enrich)
             prompt = self._questions.prompt(event.text)
+            lost = 0
             while await self._gate.admit():
-                with suppress(ModelAway):
+                try:
                     answer = await self._ask(prompt, delivery)
-                    results = self._questions.parse(answer.content)
-                    return self._enriched(delivery, event, results, answer, time.monotonic() - started)
+                except ModelAway as away:
+                    lost += away.lost
+                    if lost == LOST_CALLS_MAX:
+                        raise BadAnswer("model_error", f"{lost} calls broke off: {away.detail}") from away
+                    continue
+                results = self._questions.parse(answer.content)
+                return self._enriched(delivery, event, results, answer, time.monotonic() - started)
         except (Malformed, BadAnswer) as error:
             return Failed(error)
         return Interrupted()

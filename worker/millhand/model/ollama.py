@@ -82,6 +82,8 @@ class OllamaModel:
             tags = msgspec.json.decode(body, type=_Tags)
         except TimeoutError:
             raise ModelAway("model_unreachable", f"no answer within {LISTING_TIMEOUT_S:g} s") from None
+        except ModelAway as away:
+            raise ModelAway(away.reason, away.detail, away.wait_s) from away  # no event's call was lost
         except (BadAnswer, Malformed) as error:
             raise ModelAway("model_error", f"{self._model.url}/api/tags: {error.detail}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -131,7 +133,8 @@ class OllamaModel:
         except httpx.TimeoutException as error:
             raise BadAnswer("timeout", f"no complete answer within {self._model.timeout_s:g} s") from error
         except httpx.TransportError as error:
-            raise ModelAway("model_unreachable", f"{self._model.url}: connection lost: {clip(str(error))}") from error
+            detail = f"{self._model.url}: connection lost: {clip(str(error))}"
+            raise ModelAway("model_unreachable", detail, lost=True) from error
 
     async def _body(self, reply: httpx.Response) -> bytes:
         encoding = reply.headers.get("content-encoding", "identity")
