@@ -4,6 +4,7 @@ Everything it makes is in `.demo/`, and made anew by the next run.
 """
 
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ SETTINGS = f"""\
 [fleet]
 name = "demo"
 workers = 2
-state_dir = "{FOLDER / "state"}"
+state_dir = {json.dumps(str(FOLDER / "state"), ensure_ascii=False)}
 
 [enrich]
 tasks = ["sentiment", "spam", "gist"]

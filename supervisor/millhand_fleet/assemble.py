@@ -15,7 +15,7 @@ from millhand.worker import work
 from millhand_fleet.child import Spec
 from millhand_fleet.desk import attend
 from millhand_fleet.embedded.model_process import run_model
-from millhand_fleet.embedded.preflight import EmbeddedUnavailable, require_model_server, valkey_binary
+from millhand_fleet.embedded.preflight import require_model_server, valkey_binary
 from millhand_fleet.embedded.valkey import run_valkey
 from millhand_fleet.janitor import consumer_prefix, look_after
 from millhand_fleet.state import (
@@ -23,7 +23,6 @@ from millhand_fleet.state import (
     ORPHANS_GONE_S,
     POLL_S,
     DesiredCount,
-    FleetRunningError,
     StateDir,
     kept_port,
 )
@@ -47,20 +46,15 @@ class Fleet:
 def assemble(config: Config) -> Fleet:
     """Check what can be checked before a process is started, take the lock, open the sockets, and wire the children.
 
-    Raises Unusable with what to change.
+    Raises Unusable with what to change, FleetRunningError if another supervisor is there.
     """
     chosen_tasks(config)
     state = StateDir(config.state_dir)
     try:
         state.hold()
-    except FleetRunningError as error:
-        raise Unusable(str(error)) from error
     except OSError as error:
         raise Unusable(f"fleet.state_dir {state.path} cannot be used: {error.strerror}") from error
-    try:
-        return _wire(config, state)
-    except EmbeddedUnavailable as error:
-        raise Unusable(f"{error}\n  or set redis.url and model.url to servers of your own") from error
+    return _wire(config, state)
 
 
 def _wire(config: Config, state: StateDir) -> Fleet:
@@ -68,6 +62,10 @@ def _wire(config: Config, state: StateDir) -> Fleet:
     redis_url, model_url = config.redis.url, config.model.url
     if redis_url == EMBEDDED:
         port = kept_port(state, "valkey", config.redis.embedded_port)
+        if not port:
+            raise Unusable(
+                f"redis.embedded_port: port {config.redis.embedded_port} on 127.0.0.1 is taken; choose another"
+            )
         redis_url = f"redis://127.0.0.1:{port}/0"
         servers.append(_valkey(state.path.resolve(), port))
     if model_url == EMBEDDED:

@@ -75,7 +75,7 @@ class Desk:
         return _json(document, UNAVAILABLE if document["status"] == "down" else OK)
 
     async def _readyz(self, _: Request) -> Response:
-        health = judge_health(self._observer.snapshot, time.time())
+        health = judge_health(self._observer.snapshot, time.monotonic())
         return _json({"ready": health.ready, "reasons": health.reasons}, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
@@ -87,7 +87,7 @@ class Desk:
 
     def _document(self) -> dict[str, Any]:
         snapshot = self._observer.snapshot
-        health = judge_health(snapshot, time.time())
+        health = judge_health(snapshot, time.monotonic())
         streams = snapshot.streams
         return {
             "status": health.status,
@@ -105,9 +105,10 @@ class Desk:
         }
 
     async def _scale(self, request: Request) -> Response:
-        body = await request.body()
+        if int(request.headers.get("content-length", ORDER_BYTES_MAX + 1)) > ORDER_BYTES_MAX:
+            return _json({"error": f"an order has a length, of at most {ORDER_BYTES_MAX} bytes"}, BAD_REQUEST)
         try:
-            workers = msgspec.json.decode(body[:ORDER_BYTES_MAX], type=dict[str, int])["workers"]
+            workers = msgspec.json.decode(await request.body(), type=dict[str, int])["workers"]
         except (msgspec.DecodeError, KeyError):
             return _json({"error": 'send {"workers": N}'}, BAD_REQUEST)
         if not 0 <= workers <= WORKERS_MAX:

@@ -16,22 +16,24 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def judge_health(snapshot: Snapshot, now: float) -> Health:
-    """Judge a snapshot. `now` in seconds since the epoch."""
+    """Judge a snapshot. `now` in the desk's monotonic seconds."""
     reasons = []
     if not snapshot.redis.reachable:
         reasons.append(f"redis does not answer: {snapshot.redis.error or 'not asked yet'}")
-    if now - snapshot.taken_at > STALE_AFTER_S:
-        reasons.append(f"this picture is {now - snapshot.taken_at:.0f} s old")
+    elif now - snapshot.taken_at > STALE_AFTER_S:
+        reasons.append(f"redis was asked {now - snapshot.taken_at:.0f} s ago for the last time")
+    if snapshot.supervisor_pid and now - snapshot.heard_at > STALE_AFTER_S:
+        reasons.append(f"the supervisor has been silent for {now - snapshot.heard_at:.0f} s")
     down = bool(reasons)
     ready = [row for row in snapshot.workers if row["state"] == "ready"]
-    waiting = [row["stats"]["waits_for"] for row in ready if row.get("stats", {}).get("waits_for")]
+    waiting = [row for row in snapshot.children if row.get("stats", {}).get("waits_for")]
     if len(ready) < snapshot.desired:
         reasons.append(f"{len(ready)} of {snapshot.desired} workers are ready")
     if not snapshot.supervisor_pid:
         reasons.append("the supervisor has not reported yet")
     elif snapshot.desired == 0:
         reasons.append("scaled to 0 workers")
-    reasons += sorted({f"waiting for the model: {reason}" for reason in waiting})
-    working = len(ready) > len(waiting) and not down
+    reasons += sorted({f"waits for {row['stats']['waits_for']}" for row in waiting})
+    working = any(row not in waiting for row in ready) and not down
     status = "down" if down else "degraded" if reasons else "ok"
     return Health(status, working, tuple(reasons))

@@ -1,6 +1,7 @@
 """The janitor: finds deliveries that nobody holds any more, and hands them back."""
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -8,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from redis import exceptions
 
 from millhand.config import Config
 from millhand.keys import PARKED_CONSUMER, Keys
@@ -72,9 +74,13 @@ class Janitor:
         self._news = asyncio.Event()
         self._log = log
         self._waits_for: str | None = None
+        self._redis_since = -math.inf
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take in what the supervisor says: a worker died, or a new one lives."""
+        """Take in what the supervisor says: a worker was born, or died."""
+        if born := message.get("born"):
+            self._living.add(born)
+            self._dead.discard(born)
         if died := message.get("died"):
             self._living.discard(died)
             self._dead.add(died)
@@ -118,12 +124,17 @@ class Janitor:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), self._config.janitor.every_s)
 
+    def _trusts_idle_times(self) -> bool:
+        """Whether Redis has been there for a lease: nobody could renew while it was not, and all is idle after it."""
+        return time.monotonic() - self._redis_since >= self._config.delivery.lease_s
+
     async def _try_sweep(self, *, told: bool) -> bool:
         """Sweep once, and tell if there was anything to tell. False if Redis did not let us."""
         started = time.monotonic()
         try:
             sweep = await self.sweep()
         except RedisError as error:
+            self._redis_since = time.monotonic()
             self._log.warning("redis.waiting", error=str(error))
             with suppress(*RedisError):
                 if await ensure_group(self._redis, self._keys):
@@ -141,7 +152,8 @@ class Janitor:
             sweep.examined += len(page)
             await self._rehang([entry_id for entry_id, owner, _, _ in page if owner == PARKED_CONSUMER], sweep)
             for entry_id, owner, idle_ms, count in page:
-                if owner != PARKED_CONSUMER and (owner in self._dead or idle_ms >= self._lease_ms):
+                idle = idle_ms >= self._lease_ms and self._trusts_idle_times()
+                if owner != PARKED_CONSUMER and (owner in self._dead or idle):
                     await self._take_from(Delivery(entry_id, {}, owner, count), sweep)
         await self._retire_idle(sweep)
         return sweep
@@ -167,7 +179,13 @@ class Janitor:
             start = "(" + rows[-1]["message_id"].decode()
 
     async def _take_from(self, delivery: Delivery, sweep: Sweep) -> None:
-        """Take a delivery from an owner that no longer works on it."""
+        """Take a delivery from an owner that no longer works on it. One that Redis refuses does not stop the sweep."""
+        try:
+            await self._take(delivery, sweep)
+        except exceptions.ResponseError as error:
+            self._log.error("janitor.refused", id=delivery.id, error=str(error))
+
+    async def _take(self, delivery: Delivery, sweep: Sweep) -> None:
         budget = self._config.delivery.deliveries_max
         if delivery.count >= budget:
             detail = f"delivered {delivery.count} times without an outcome (delivery.deliveries_max is {budget})"

@@ -8,6 +8,7 @@ import msgspec
 from redis import exceptions
 
 from millhand.config import Config
+from millhand.errors import Unusable
 from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.stop import Stop
 from millhand.stream import RedisError, connect, require_streams
@@ -55,8 +56,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The fleet at one moment."""
 
     fleet: str
-    taken_at: float  # seconds since the epoch
+    taken_at: float  # when Redis was last asked; this and the next in the desk's monotonic seconds
     model: str
+    heard_at: float = 0.0  # when the supervisor last reported
     desired: int = 0
     supervisor_pid: int = 0
     children: tuple[dict[str, Any], ...] = ()
@@ -79,15 +81,20 @@ class Observer:
         self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
         self._rates: list[tuple[float, int]] = []
-        self._fleet: dict[str, Any] = {}
         self.heard = asyncio.Event()
         self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take in the supervisor's picture of its children."""
         if "fleet" in message:
-            self._fleet = message["fleet"]
-            self._combine(self.snapshot.redis, self.snapshot.streams)
+            fleet = message["fleet"]
+            self.snapshot = msgspec.structs.replace(
+                self.snapshot,
+                heard_at=time.monotonic(),
+                desired=fleet["desired"],
+                supervisor_pid=fleet["pid"],
+                children=tuple(fleet["children"]),
+            )
             self.heard.set()
 
     async def run(self, stop: Stop) -> None:
@@ -97,22 +104,14 @@ class Observer:
                 redis = RedisView(
                     reachable=True, server=await require_streams(self._redis), durability=await self._durability()
                 )
-                self._combine(redis, await self._streams())
-            except (*RedisError, KeyError) as error:
-                self._combine(RedisView(error=str(error) or type(error).__name__), self.snapshot.streams)
+                streams = await self._streams()
+            except (*RedisError, KeyError, Unusable) as error:
+                redis, streams = RedisView(error=str(error) or type(error).__name__), self.snapshot.streams
+            self.snapshot = msgspec.structs.replace(
+                self.snapshot, taken_at=time.monotonic(), redis=redis, streams=streams
+            )
             await stop.sleep(REFRESH_EVERY_S)
         await self._redis.aclose()
-
-    def _combine(self, redis: RedisView, streams: StreamsView) -> None:
-        self.snapshot = msgspec.structs.replace(
-            self.snapshot,
-            taken_at=time.time(),
-            desired=self._fleet.get("desired", 0),
-            supervisor_pid=self._fleet.get("pid", 0),
-            children=tuple(self._fleet.get("children", ())),
-            redis=redis,
-            streams=streams,
-        )
 
     async def _streams(self) -> StreamsView:
         keys = self._keys

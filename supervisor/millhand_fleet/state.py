@@ -114,9 +114,11 @@ def _locked(descriptor: int) -> bool:
 
 
 def kept_port(state: StateDir, name: str, wanted: int) -> int:
-    """Return a port on loopback: the wanted one, or (0) the one this fleet had before if it is free, or any."""
+    """Return a port on loopback: the wanted one, 0 if it is taken; or, wanting none, the one before if free, or any."""
     file = f"{name}.port.json"
-    port = wanted or _freed_port(state.read(file).get("port", 0)) or _free_port(0)
+    if wanted:
+        return _freed_port(wanted)
+    port = _freed_port(state.read(file).get("port", 0)) or _free_port(0)
     state.write(file, {"port": port})
     return port
 

@@ -195,6 +195,8 @@ class Supervisor:
                 self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
                 return
             self._tell.info("child.started", name=name, pid=slot.child.pid)
+            if _is_worker(name):
+                self._tell_janitor({"born": slot.child.identity})
 
     def _stop_in_order(self) -> bool:
         """Stop the workers, then janitor and desk, then the servers they need. False when all are gone."""

@@ -29,7 +29,7 @@ class RunningFleet:
     """One fleet: a state directory, an environment, and the supervisor that runs in it now."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self.state_dir = folder / "state"
+        self.state_dir = folder / "my state"  # a space, as in a home folder of somebody's
         self.log_file = folder / "fleet.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("MILLHAND_")}
         own = {
@@ -175,5 +175,4 @@ def fleet(make_fleet: Callable[..., RunningFleet], durable_redis: RedisServer, f
         MILLHAND_DELIVERY_LEASE_S="5",
         MILLHAND_FLEET_DRAIN_S="5",
         MILLHAND_JANITOR_EVERY_S="0.5",
-        MILLHAND_DELIVERY_DELIVERIES_MAX="20",
     )

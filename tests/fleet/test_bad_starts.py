@@ -64,6 +64,13 @@ def test_a_taken_desk_port_is_refused(make_fleet: MakeFleet) -> None:
     assert "cannot be had" in said
 
 
+def test_a_taken_port_for_the_embedded_redis_is_refused(make_fleet: MakeFleet, redis_server: RedisServer) -> None:
+    """Or the fleet would work on somebody else's Redis."""
+    said = refused(make_fleet(MILLHAND_REDIS_EMBEDDED_PORT=str(redis_server.port)))
+    assert "redis.embedded_port" in said
+    assert "is taken" in said
+
+
 def test_an_unknown_task_is_refused(make_fleet: MakeFleet) -> None:
     said = refused(make_fleet(MILLHAND_ENRICH_TASKS="sentimnt"))
     assert "there is no task 'sentimnt'; did you mean sentiment?" in said
@@ -92,7 +99,7 @@ def test_a_missing_model_is_waited_for_and_named(fleet: RunningFleet, streams: S
     assert "ollama pull nothere:7b" in away[0]["detail"]
     streams.produce(1)
     reasons = eventually(lambda: (status := fleet.status()) and status["health"]["reasons"])
-    assert any("ollama pull nothere:7b" in reason for reason in reasons) or any("ready" in reason for reason in reasons)
+    assert any("ollama pull nothere:7b" in reason for reason in reasons)
     assert not fake.calls
     assert not streams.dead()
 

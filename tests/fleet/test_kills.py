@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import subprocess
 import time
+from contextlib import suppress
 
 import psutil
-from tests.fleet.conftest import RunningFleet, Streams
+from tests.fleet.conftest import BIN, RunningFleet, Streams
 from tests.rig import RedisServer, eventually
 
 from scripts.fake_ollama import FakeOllama
@@ -113,11 +115,49 @@ def test_a_worker_that_hangs_is_ended_and_its_events_go_on(fleet: RunningFleet, 
     assert not streams.dead()
 
 
+def test_a_supervisor_that_fails_leaves_at_once_and_so_do_its_children(fleet: RunningFleet) -> None:
+    """One that stayed, doing nothing, would look alive to supervisord and keep the lock."""
+    code = (
+        "from millhand_fleet import supervisor\n"
+        "def fail(self): raise RuntimeError('broken')\n"
+        "supervisor.Supervisor._on_ready = lambda self, name, child: fail(self)\n"
+        "from millhand_fleet.ctl.up import up\n"
+        "up(['--workers', '1'])\n"
+    )
+    answer = fleet.run("-c", code)
+    assert answer.returncode == 70, answer.stderr
+    assert b"supervisor.failed" in answer.stderr
+    eventually(lambda: not [one for one in psutil.process_iter() if _is_millhand_of(one, fleet)], ORPHANS_GONE_S_MAX)
+
+
+def _is_millhand_of(process: psutil.Process, fleet: RunningFleet) -> bool:
+    with suppress(psutil.Error):
+        return process.environ().get("MILLHAND_FLEET_STATE_DIR") == str(fleet.state_dir)
+    return False
+
+
+def test_a_fleet_whose_log_nobody_reads_any_more_goes_on(fleet: RunningFleet, streams: Streams) -> None:
+    """F13: supervisord was killed, and with it the other end of the pipe."""
+    reader, writer = os.pipe()
+    fleet.process = subprocess.Popen(
+        [BIN / "worker-ctl", "up"], env=fleet.environment, cwd=fleet.folder, stdout=writer, stderr=writer
+    )
+    os.close(writer)
+    fleet.eventually_ready()
+    os.close(reader)
+    os.kill(fleet.pids()["worker-1"], signal.SIGKILL)
+    streams.client.xadd("{events}:raw", {"data": "hopeless"})
+    streams.produce(20)
+    eventually(lambda: streams.settled_once(21), 20)
+    eventually(fleet.is_ready, 20)
+    assert fleet.terminate() == 0
+
+
 def test_a_second_supervisor_refuses_to_start(fleet: RunningFleet, durable_redis: RedisServer) -> None:
     """F13."""
     del durable_redis
     fleet.up()
     second = fleet.ctl("up")
-    assert second.returncode == 78
+    assert second.returncode == 75
     assert b"already running" in second.stderr
     assert fleet.is_ready()

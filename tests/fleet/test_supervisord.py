@@ -25,7 +25,7 @@ class Supervisord:
         (conf / "supervisord.conf").write_bytes((PROJECT / "conf" / "supervisord.conf").read_bytes())
         (folder / ".venv").mkdir()
         (folder / ".venv" / "bin").symlink_to(BIN)
-        self.fleet = RunningFleet(folder, {"MILLHAND_FLEET_STATE_DIR": str(folder / "state")})
+        self.fleet = RunningFleet(folder, {})
         self.folder = folder
         with self.fleet.log_file.open("wb") as log:
             self.process = subprocess.Popen(

@@ -50,6 +50,10 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     assert "workers: 2 -> 4" in said
 
 
+def test_no_placeholder_is_left() -> None:
+    assert not re.findall(r"@[A-Z_]+@|TODO|TBD", README)
+
+
 def test_the_commands_that_need_servers_of_ones_own_are_at_least_shell() -> None:
     for block in commands(run=False):
         subprocess.run(["bash", "-n", "-c", block], check=True)

@@ -340,9 +340,20 @@ def test_a_vacant_slot_is_forgotten_when_it_is_scaled_away(fleet: PaperFleet) ->
 # -- deaths ------------------------------------------------------------------------------------------------------------
 
 
+def deaths_told(fleet: PaperFleet) -> list[str]:
+    return [message["died"] for message in fleet["janitor"].line.sent if "died" in message]
+
+
+def test_a_born_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
+    """It may have been started after the janitor was, and must not be taken for a dead one of an earlier life."""
+    fleet.order(scale=4)
+    assert {"born": fleet["worker-4"].identity} in fleet["janitor"].line.sent
+
+
 def test_a_died_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
     dead = fleet.die("worker-2")
-    assert fleet["janitor"].line.sent == [{"died": dead.identity}]
+    assert deaths_told(fleet) == [dead.identity]
+    assert fleet["janitor"].line.sent[-1] == {"born": fleet["worker-2"].identity}
 
 
 def test_a_worker_that_stopped_is_told_to_the_janitor_too(fleet: PaperFleet) -> None:
@@ -350,12 +361,12 @@ def test_a_worker_that_stopped_is_told_to_the_janitor_too(fleet: PaperFleet) -> 
     leaving = fleet["worker-3"]
     fleet.order(scale=2)
     fleet.die("worker-3", 0)
-    assert fleet["janitor"].line.sent == [{"died": leaving.identity}]
+    assert deaths_told(fleet) == [leaving.identity]
 
 
 def test_a_died_desk_is_none_of_the_janitors_business(fleet: PaperFleet) -> None:
     fleet.die("desk")
-    assert fleet["janitor"].line.sent == []
+    assert deaths_told(fleet) == []
 
 
 def test_a_new_janitor_knows_which_workers_live(fleet: PaperFleet) -> None:
@@ -425,7 +436,7 @@ def test_several_deaths_in_one_tick_are_all_seen(fleet: PaperFleet) -> None:
         fleet[f"worker-{number}"].exit_code = KILLED
     fleet.tick()
     assert len(fleet.tales("child.died")) == 3
-    assert len(fleet["janitor"].line.sent) == 3
+    assert len(deaths_told(fleet)) == 3
     assert fleet.names.count("worker-1") == 1
 
 

@@ -137,8 +137,8 @@ def test_waits_double_up_to_the_limit() -> None:
     [
         (Done(ENRICHED), {}),
         (Release(), {}),
-        (Retry(1.23456, 2, ("a", "b")), {"in_s": 1.235, "attempts": 2, "error": "b"}),
-        (Bury(Reason.TIMEOUT, "late", 4, ("a",)), {"reason": "timeout", "detail": "late", "attempts": 4}),
+        (Retry(1.23456, 2, ("a: x", "b: secret")), {"in_s": 1.235, "attempts": 2, "reason": "b"}),
+        (Bury(Reason.TIMEOUT, "secret", 4, ("a",)), {"reason": "timeout", "attempts": 4}),
     ],
 )
 def test_the_log_gets_what_a_person_asks_first(verdict: Verdict, fields: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -293,6 +293,8 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
 def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
     if config.redis.url != EMBEDDED and _address(config.redis.url, {"redis", "rediss", "unix"}) is None:
         yield "redis.url", 'must be "embedded" or a redis://, rediss:// or unix:// address'
+    elif set(parse_qs(urlsplit(config.redis.url).query)) - ({"db"} if config.redis.url.startswith("unix:") else set()):
+        yield "redis.url", "must hold no ?options: write redis://user:password@host:port/db"
     if config.model.url != EMBEDDED:
         address = _address(config.model.url, {"http", "https"})
         if address is None or not address.hostname:
@@ -300,6 +302,10 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
         elif address.username or address.password:
             yield "model.url", "must not hold a user name or password: they would end up in logs"
     streams = config.stream_names()
+    tag = "{" + config.fleet.name + "}"
+    own = {f"{tag}:{key}" for key in ("parked", "attempts", "totals")} & set(streams)
+    if own:
+        yield "redis.input_stream", f"{', '.join(own)} is a key that the fleet itself uses: name the stream differently"
     if len(streams) != len(set(streams)):
         yield (
             "redis.output_stream",

@@ -53,7 +53,7 @@ class BadAnswer(Reasoned):
 class ModelAway(Reasoned):
     """The model cannot be asked now. `wait_s` is what it asked for, None where it did not say.
 
-    `lost` says that the call had been sent and its connection ended before a reply.
+    `lost` says that the call was sent and came to nothing, so that the event may be what brings the model down.
     """
 
     def __init__(self, reason: str, detail: str, wait_s: float | None = None, *, lost: bool = False) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from structlog.typing import FilteringBoundLogger
 
+AGAIN_AFTER_S = 0.5  # a beat that failed
 BEATS_PER_LEASE = 3  # so that two may be missed
 
 
@@ -69,15 +70,16 @@ class Leases:
             lease.interrupt()
 
     async def run(self) -> None:
-        """Renew until cancelled. A beat that fails is followed by another at once; the lease outlasts three."""
+        """Renew until cancelled. A beat that fails is soon followed by another; the lease outlasts three."""
         every_s = self._lease_s / BEATS_PER_LEASE
         while True:
-            started = time.monotonic()
+            started, pause_s = time.monotonic(), every_s
             try:
                 await self.renew()
             except RedisError as error:
-                self._log.warning("lease.not_renewed", held=len(self._held), error=str(error))
-            await asyncio.sleep(max(every_s - (time.monotonic() - started), every_s / 10))
+                pause_s = min(every_s / 10, AGAIN_AFTER_S)
+                self._log.debug("lease.not_renewed", held=len(self._held), error=str(error))
+            await asyncio.sleep(max(pause_s - (time.monotonic() - started), every_s / 10))
 
     async def renew(self) -> None:
         """Renew every lease once; end the work on those that are lost."""

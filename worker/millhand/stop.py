@@ -58,22 +58,29 @@ class Stop:
 
     async def or_result(self, work: Awaitable[T]) -> T | None:
         """Await work, which is cancelled as soon as a stop is requested; None then."""
-        task = asyncio.ensure_future(work)
-        stop = asyncio.ensure_future(self._requested.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            return await task
-        return None
+        return await _unless(self._requested.wait(), work)
+
+    async def by_deadline(self, work: Awaitable[T]) -> T | None:
+        """Await work, which is cancelled at the deadline; None then."""
+        return await _unless(self.deadline(), work)
 
     def listen(self) -> None:
         """Request a stop on SIGTERM. SIGINT is left to the supervisor: a terminal sends it to every process at once."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.request)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
+
+
+async def _unless(ended: Awaitable[object], work: Awaitable[T]) -> T | None:
+    task, end = asyncio.ensure_future(work), asyncio.ensure_future(ended)
+    try:
+        await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        end.cancel()
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        return await task
+    return None
 
 
 def on_stop_signals(raise_flag: Callable[[], None]) -> None:

@@ -128,11 +128,15 @@ def backoff_s(attempt: int, policy: Policy, jitter: float) -> float:
 
 
 def tell(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict's fields for the log."""
+    """Return a verdict's fields for the log. The detail may quote the event or the answer: it stays in Redis."""
     match verdict:
         case Retry():
-            return {"in_s": round(verdict.delay_s, 3), "attempts": verdict.attempts, "error": verdict.history[-1]}
+            return {
+                "in_s": round(verdict.delay_s, 3),
+                "attempts": verdict.attempts,
+                "reason": verdict.history[-1].partition(":")[0],
+            }
         case Bury():
-            return {"reason": verdict.reason.value, "detail": verdict.detail, "attempts": verdict.attempts}
+            return {"reason": verdict.reason.value, "attempts": verdict.attempts}
         case _:
             return {}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 5.0
-LOST_CALLS_MAX = 3  # an event on which the model drops the connection so often may be what makes it do so
+LOST_CALLS_MAX = 5  # an event whose call is lost so often may be what brings the model down
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -77,6 +77,7 @@ class Worker:
         """Work until a stop is requested, then drain."""
         self._log.info("worker.started", consumer=self._consumer, pid=os.getpid())
         renewing = asyncio.create_task(self._leases.run())
+        renewing.add_done_callback(self._renewing_ended)
         if await self._open():
             pulse.send({"ready": True})
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
@@ -89,6 +90,12 @@ class Worker:
         renewing.cancel()
         await self._close()
         self._log.info("worker.stopped", **self._settled)
+
+    def _renewing_ended(self, renewing: "asyncio.Task[None]") -> None:
+        """Stop if renewing fails: every lease would run out while this worker reads on."""
+        if not renewing.cancelled() and (error := renewing.exception()):
+            self._log.critical("lease.renewing_failed", exc_info=error)
+            self._stop.request()
 
     def stats(self) -> dict[str, Any]:
         """Return what the worker says of itself with each heartbeat."""
@@ -112,6 +119,7 @@ class Worker:
         while await self._gate.admit():
             with suppress(ModelAway):
                 await self._meet_model()
+                self._gate.open()
                 return True
         return False
 
@@ -122,7 +130,6 @@ class Worker:
         except ModelAway as away:
             self._gate.close(away)
             raise
-        self._gate.open()
 
     # -- read -------------------------------------------------------------------------------------------------------
 
@@ -144,7 +151,8 @@ class Worker:
         """Return up to `count` deliveries: by turns what is due and what is new, so that neither starves."""
         self._due_turn = not self._due_turn
         try:
-            deliveries = await (self._stream.take_due(count) if self._due_turn else self._stream.read(count))
+            reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count)
+            deliveries = await self._stop.by_deadline(reading) or []
         except RedisError as error:
             await self._mend(error)
             return []
@@ -222,7 +230,7 @@ class Worker:
                 except ModelAway as away:
                     lost += away.lost
                     if lost == LOST_CALLS_MAX:
-                        raise BadAnswer("model_error", f"{lost} calls broke off: {away.detail}") from away
+                        raise BadAnswer("model_error", f"{lost} calls were lost: {away.detail}") from away
                     continue
                 results = self._questions.parse(answer.content)
                 return self._enriched(delivery, event, results, answer, time.monotonic() - started)
@@ -231,12 +239,16 @@ class Worker:
         return Interrupted()
 
     async def _ask(self, prompt: Any, delivery: Delivery) -> Answer:
+        """Ask the model. Only an answer, good or bad, opens the gate: a server that loads a model lists it already."""
         if self._gate.away:
             await self._meet_model()
         try:
             answer = await self._model.generate(prompt, delivery.attempt)
         except ModelAway as away:
             self._gate.close(away)
+            raise
+        except (BadAnswer, Malformed):
+            self._gate.open()
             raise
         self._gate.open()
         return answer

@@ -34,7 +34,12 @@ def show(file: Path | None) -> None:
             click.echo(f"{key} = {shown}  # {settings.origins.get(f'{section}.{key}', 'default')}")
         click.echo()
     for name, table in settings.task.items():
-        click.echo(f"[task.{name}]\nprompt = {_toml(table.prompt)}  # {settings.origins[f'task.{name}']}\n")
+        click.echo(f"[task.{name}]  # {settings.origins[f'task.{name}']}\nprompt = {_toml(table.prompt)}")
+        for field_name, field in table.fields.items():
+            given = {key: value for key, value in msgspec.to_builtins(field).items() if value not in (None, ())}
+            members = ", ".join(f"{key} = {_toml(value)}" for key, value in given.items())
+            click.echo(f"fields.{field_name} = {{ {members} }}")
+        click.echo()
 
 
 @config.command()

@@ -18,7 +18,7 @@ from millhand_fleet.ctl.settings import leave, load_config
 from millhand_fleet.state import StateDir
 
 ANSWER_TIMEOUT_S = 8.0
-STOP_GRACE_S = 20.0  # beyond the drain deadline
+STOP_GRACE_S = 30.0  # beyond the drain deadline
 POLL_S = 0.1
 EX_UNAVAILABLE = 69
 
@@ -126,7 +126,9 @@ def _show(document: dict[str, Any]) -> None:
     console = Console(highlight=False)
     health, streams, redis = document["health"], document["streams"], document["redis"]
     colour = {"ok": "green", "degraded": "yellow"}.get(health["status"], "red")
-    console.print(f"fleet [bold]{document['fleet']}[/]  [{colour}]{health['status']}[/]  model {document['model']}")
+    console.print(
+        f"fleet [bold]{document['fleet']}[/]  [{colour}]{health['status']}[/]  model {escape(document['model'])}"
+    )
     for reason in health["reasons"]:
         console.print(f"  [{colour}]•[/] {escape(reason)}", soft_wrap=True)
     rate = "-" if health["success_rate"] is None else f"{health['success_rate']:.2%}"
@@ -136,7 +138,9 @@ def _show(document: dict[str, Any]) -> None:
         f"{streams['enriched_per_s']:g} events/s",
         soft_wrap=True,
     )
-    console.print(f"redis {redis['server'] or redis['error']}  durability {redis['durability']}")
+    console.print(
+        f"redis {escape(redis['server'] or redis['error'] or 'not asked yet')}  durability {redis['durability']}"
+    )
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("process", "state", "pid", "up", "restarts", "last exit", "doing"):
         table.add_column(column)
@@ -149,6 +153,5 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     stats = row.get("stats") or {}
     doing = stats.get("waits_for") or "  ".join(f"{name} {count}" for name, count in stats.items() if count)
     up = f"{row['for_s']:.0f} s" if "for_s" in row else ""
-    return (
-        row["name"], row["state"], str(row.get("pid", "")), up, str(row["restarts"]), row["last_exit"] or "", doing
-    )  # fmt: skip
+    cells = (row["name"], row["state"], row.get("pid", ""), up, row["restarts"], row["last_exit"] or "", doing)
+    return tuple(escape(str(cell)) for cell in cells)

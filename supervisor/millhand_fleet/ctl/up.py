@@ -1,5 +1,6 @@
 """worker-ctl up."""
 
+import os
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ from millhand.errors import Unusable
 from millhand.log import configure, logger
 from millhand.stop import on_stop_signals
 from millhand_fleet.ctl.settings import leave, load_config
+from millhand_fleet.state import FleetRunningError
 
 
 @click.command()
@@ -32,6 +34,8 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
     configure(config.log, "supervisor")
     try:
         fleet = assemble(config)
+    except FleetRunningError as error:
+        leave(str(error), code=os.EX_TEMPFAIL)
     except Unusable as error:
         first, _, rest = str(error).partition("\n")
         leave(first, *rest.splitlines())
@@ -46,7 +50,11 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
         health=f"{fleet.desk_url}/healthz",
         state=str(config.state_dir),
     )
-    unusable = fleet.supervisor.run()
+    try:
+        unusable = fleet.supervisor.run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, a supervisor that does nothing must not stay
+        logger().critical("supervisor.failed", error=str(error), exc_info=True)
+        os._exit(os.EX_SOFTWARE)  # the children hear it from their lines; a tidy exit would wait for them for ever
     if unusable:
         leave("the fleet cannot work", *unusable.splitlines())
 

