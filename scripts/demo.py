@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -33,11 +34,12 @@ LOG = FOLDER / "fleet.log"
 CONFIG = FOLDER / "millhand.toml"
 WORKER_CTL = Path(sys.executable).with_name("worker-ctl")
 
+REDIS_CLI = WORKER_CTL.with_name("redis-cli")  # from a package of the tests; any will do
+
 READY_WITHIN_S = 60.0
 DONE_WITHIN_S = 110.0
 POLL_S = 0.2
-ROWS_SHOWN = 16
-TEXT_CHARS = 64
+ROWS_SHOWN = 10
 
 SETTINGS = f"""\
 # The demo's configuration. It brings the same fleet up again, with what it wrote:
@@ -60,7 +62,7 @@ format = "json"
 [task.gist]
 prompt = "say in at most six words what the text is about."
 [task.gist.fields]
-words = {{ type = "string", length_max = 60 }}
+words = {{ type = "string", length_max = 40 }}
 """
 
 
@@ -81,14 +83,15 @@ def main() -> int:
         verified = subprocess.run(command, check=False).returncode  # noqa: S603 - our own script
     if not settled:
         console.print(f"[red]not all {count} events were settled within {DONE_WITHIN_S:g} s; see {LOG}")
-    farewell(console, redis_url)
+    farewell(console, redis_url, desk)
     return verified or int(not settled)
 
 
 def prepare(console: Console) -> None:
     """Make the demo's folder anew; leave if a fleet still uses it."""
     if StateDir(FOLDER / "state").held():
-        console.print(f"the demo's fleet still runs; stop it with: {WORKER_CTL} --config {CONFIG} stop")
+        ctl = shown(WORKER_CTL)
+        console.print(f"the demo's fleet still runs; stop it with: {ctl} --config {CONFIG} stop", soft_wrap=True)
         sys.exit(1)
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
@@ -169,51 +172,59 @@ async def show(console: Console, redis_url: str) -> None:
     enriched = await redis.xrange(_keys().output)
     dead = await redis.xrange(_keys().dead_letter)
     await redis.aclose()
+    console.print("[dim]A model of 135 million parameters answers in the right form; do not trust what it says.")
     table = Table(title=f"{min(len(enriched), ROWS_SHOWN)} of {len(enriched)} enriched events", title_justify="left")
-    for column in ("raw text", "sentiment", "spam", "gist", "model s"):
-        table.add_column(column)
+    table.add_column("raw text", no_wrap=True, ratio=2)
+    for column in ("sentiment", "spam"):
+        table.add_column(column, no_wrap=True, min_width=8)
+    table.add_column("gist", no_wrap=True, ratio=1)
+    table.add_column("model s", no_wrap=True, min_width=7)
     for _, fields in enriched[:: max(1, len(enriched) // ROWS_SHOWN)][:ROWS_SHOWN]:
         table.add_row(*enriched_row(msgspec.json.decode(fields[DATA])))
     console.print(table)
     graves = Table(title=f"{len(dead)} dead letters", title_justify="left")
     for column in ("data", "failure_reason", "failure_detail"):
-        graves.add_column(column)
+        graves.add_column(column, no_wrap=True, min_width=14)
     for _, fields in dead:
         data = fields[DATA].decode(errors="replace")
-        graves.add_row(data[:TEXT_CHARS], fields[b"failure_reason"].decode(), fields[b"failure_detail"].decode())
+        graves.add_row(one_line(data), fields[b"failure_reason"].decode(), one_line(fields[b"failure_detail"].decode()))
     console.print(graves)
-    console.print("[dim]A model of 135 million parameters answers in the right form; do not trust what it says.")
 
 
 def enriched_row(event: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of an enriched event."""
     text = event.get("text") or event.get("message") or f"{event.get('subject')}: {event.get('body')}"
     made = event[ENRICHMENT]
-    shown = text if len(text) <= TEXT_CHARS else text[: TEXT_CHARS - 1] + "…"
-    return (
-        shown,
-        made["sentiment"]["label"],
-        made["spam"]["label"],
-        made["gist"]["words"],
-        f"{made['meta']['model_s']:.2f}",
-    )
+    labels = made["sentiment"]["label"], made["spam"]["label"]
+    return one_line(text), *labels, one_line(made["gist"]["words"]), f"{made['meta']['model_s']:.2f}"
 
 
-def farewell(console: Console, redis_url: str) -> None:
+def one_line(text: str) -> str:
+    """Return foreign text as a table shows it: in one line, and not as markup."""
+    return escape(" ".join(text.split()))
+
+
+def farewell(console: Console, redis_url: str, desk: str) -> None:
     """Say how to look at it again."""
     keys, port = _keys(), redis_url.rpartition(":")[2].partition("/")[0]
-    ctl = f"{WORKER_CTL.relative_to(PROJECT) if WORKER_CTL.is_relative_to(PROJECT) else WORKER_CTL}"
+    ctl = shown(WORKER_CTL)
+    cli = shown(REDIS_CLI) if REDIS_CLI.exists() else "redis-cli"
     console.rule("look at it yourself")
     console.print(
         "The streams are kept. Bring the same fleet up again, and look into them from another terminal:\n"
         f"  {ctl} --config .demo/millhand.toml up\n"
         f"  {ctl} --config .demo/millhand.toml status\n"
-        f"  redis-cli -p {port} XINFO GROUPS '{keys.input}'\n"
-        f"  redis-cli -p {port} XRANGE '{keys.output}' - + COUNT 2\n"
-        f"  redis-cli -p {port} XRANGE '{keys.dead_letter}' - +\n"
-        "Its first lines say where the health page is.",
+        f"  {cli} -p {port} XINFO GROUPS '{keys.input}'\n"
+        f"  {cli} -p {port} XRANGE '{keys.output}' - + COUNT 2\n"
+        f"  {cli} -p {port} XRANGE '{keys.dead_letter}' - +\n"
+        f"The health page is then at {desk}/healthz again.",
         soft_wrap=True,
     )
+
+
+def shown(path: Path) -> Path:
+    """Return a path as one types it in the project's folder."""
+    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
 
 
 def _keys() -> Keys:

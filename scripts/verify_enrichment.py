@@ -21,10 +21,9 @@ from millhand.event import DATA, ENRICHMENT
 from millhand.keys import Keys
 from millhand.stream import RedisError, connect
 from millhand.tasks.task import META
-from millhand_fleet.ctl.settings import leave, load_config, redis_url
+from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
 
 PAGE = 1000
-EX_UNAVAILABLE = 69
 
 
 class Report(msgspec.Struct):
@@ -56,9 +55,11 @@ def main(file: Path | None, url: str | None, min_rate: float, **names: str | Non
     """Prove the enrichment rate from the streams themselves."""
     fleet = names.pop("fleet")
     flags = {"fleet.name": fleet, **{f"redis.{name}": value for name, value in names.items()}}
-    config = load_config(file, flags)
+    config = load_config(file, {**flags, "redis.url": url})
     try:
-        report = asyncio.run(verify(url or redis_url(config), Keys.of(config), min_rate))
+        report = asyncio.run(verify(redis_url(config), Keys.of(config), min_rate))
+    except exceptions.ResponseError as error:
+        leave(f"the streams cannot be read: {error}", "see --input, --output, --dead-letter and --group")
     except RedisError as error:
         leave(f"Redis does not answer: {error}", "see --redis-url", code=EX_UNAVAILABLE)
     click.echo(msgspec.json.encode(report).decode())
@@ -114,7 +115,7 @@ def judge(
         dead_letter_reasons=dict(why),
     )
     if not report.enriched_count:
-        report.reasons.append("no event was enriched")
+        report.reasons.append("no event was enriched" if known else "the streams are empty, or have other names")
     elif rate < min_rate:
         report.reasons.append(f"the enrichment rate {report.enrichment_rate:.4f} is below {min_rate:g}")
     if report.duplicates:

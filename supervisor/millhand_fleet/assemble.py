@@ -16,7 +16,7 @@ from millhand_fleet.child import Spec
 from millhand_fleet.desk import attend
 from millhand_fleet.embedded.model_process import run_model
 from millhand_fleet.embedded.preflight import require_model_server, valkey_binary
-from millhand_fleet.embedded.valkey import run_valkey
+from millhand_fleet.embedded.valkey import FOLDER, LOG, run_valkey
 from millhand_fleet.janitor import consumer_prefix, look_after
 from millhand_fleet.state import (
     ENDPOINTS,
@@ -72,7 +72,7 @@ def _wire(config: Config, state: StateDir) -> Fleet:
         listener = _listen(0, "the embedded model")
         model_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         servers.append(_model(config, listener))
-    tcp = _listen(config.desk.port, "desk.port")
+    tcp = _listen(config.desk.port or kept_port(state, "desk", 0), "desk.port")
     unix = _listen_unix(state.path / CONTROL_SOCKET)
     desk_url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
     config = config.with_urls(redis=redis_url, model=model_url)
@@ -91,7 +91,8 @@ def _wire(config: Config, state: StateDir) -> Fleet:
 
 def _valkey(state_dir: Path, port: int) -> Spec:
     server = valkey_binary()
-    return Spec("valkey", run_valkey, lambda _: (server, state_dir, port), beats=False)
+    log_file = str(state_dir / FOLDER / LOG)
+    return Spec("valkey", run_valkey, lambda _: (server, state_dir, port), log_file=log_file, beats=False)
 
 
 def _model(config: Config, listener: socket.socket) -> Spec:

@@ -23,6 +23,7 @@ class Spec:
     target: Callable[..., None]
     args: Callable[[str], tuple[Any, ...]]
     consumer: str = ""  # what the identity of an incarnation begins with, if not the name
+    log_file: str = ""  # where it writes what it does not write to the fleet's log
     beats: bool = True  # False: a foreign program, which knows nothing of our line and gets a SIGTERM
 
 

@@ -46,10 +46,10 @@ class StateDir:
         self._lock = descriptor
 
     def held(self) -> bool:
-        """Whether a supervisor holds the directory now."""
+        """Whether a supervisor holds the directory now. Raises PermissionError where that is not ours to ask."""
         try:
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -141,13 +141,14 @@ class Supervisor:
             slot.last_exit = _exit_text(child.exit_code)
             if _is_worker(name):
                 self._tell_janitor({"died": child.identity})
-            if child.stopping:
+            if child.stopping or self._stopping:
                 self._tell.info("child.stopped", name=name, exit=slot.last_exit)
             else:
                 slot.failures, delay_s = after_exit(slot.failures, child.lived_s, random.random())  # noqa: S311 - jitter
                 slot.restarts += 1
                 slot.not_before = time.monotonic() + delay_s
-                self._tell.warning("child.died", name=name, exit=slot.last_exit, restart_in_s=round(delay_s, 2))
+                see = {"see": child.spec.log_file} if child.spec.log_file else {}
+                self._tell.warning("child.died", name=name, exit=slot.last_exit, restart_in_s=round(delay_s, 2), **see)
             child.bury()
             self._reported = 0.0
 

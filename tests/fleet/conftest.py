@@ -112,6 +112,18 @@ class RunningFleet:
         return [record for record in records if record["event"] == event]
 
 
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether none of them runs. An orphan that has ended is a zombie until init takes notice."""
+    return not [one for one in processes if one.is_running() and _state(one) != psutil.STATUS_ZOMBIE]
+
+
+def _state(process: psutil.Process) -> str:
+    try:
+        return str(process.status())
+    except psutil.NoSuchProcess:
+        return str(psutil.STATUS_ZOMBIE)
+
+
 class Streams:
     """What a user sees with redis-cli."""
 

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 import psutil
-from tests.fleet.conftest import BIN, RunningFleet, Streams
+from tests.fleet.conftest import BIN, RunningFleet, Streams, gone
 from tests.rig import RedisServer, eventually
 
 from scripts.fake_ollama import FakeOllama
@@ -59,8 +59,7 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_one_goes_on(fleet: R
     eventually(lambda: len(streams.enriched()) >= 20)
     family = fleet.family()
     fleet.terminate(signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=ORPHANS_GONE_S_MAX)
-    assert not alive
+    eventually(lambda: gone(family), ORPHANS_GONE_S_MAX)
     fleet.up()
     eventually(lambda: streams.settled_once(150), 60)
     assert not streams.dead()
@@ -75,8 +74,7 @@ def test_a_supervisor_killed_while_a_worker_drains_leaves_no_process(fleet: Runn
     eventually(lambda: fleet.told("worker.draining"))
     family = fleet.family()
     fleet.terminate(signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=ORPHANS_GONE_S_MAX)
-    assert not alive
+    eventually(lambda: gone(family), ORPHANS_GONE_S_MAX)
 
 
 def test_an_embedded_redis_keeps_what_it_has_when_the_supervisor_is_killed(
@@ -127,7 +125,7 @@ def test_a_supervisor_that_fails_leaves_at_once_and_so_do_its_children(fleet: Ru
     answer = fleet.run("-c", code)
     assert answer.returncode == 70, answer.stderr
     assert b"supervisor.failed" in answer.stderr
-    eventually(lambda: not [one for one in psutil.process_iter() if _is_millhand_of(one, fleet)], ORPHANS_GONE_S_MAX)
+    eventually(lambda: gone([one for one in psutil.process_iter() if _is_millhand_of(one, fleet)]), ORPHANS_GONE_S_MAX)
 
 
 def _is_millhand_of(process: psutil.Process, fleet: RunningFleet) -> bool:

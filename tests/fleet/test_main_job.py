@@ -4,9 +4,8 @@ import json
 import signal
 
 import httpx
-import psutil
 import pytest
-from tests.fleet.conftest import RunningFleet, Streams
+from tests.fleet.conftest import RunningFleet, Streams, gone
 from tests.rig import RedisServer, eventually
 
 from millhand_fleet.state import ENDPOINTS, StateDir
@@ -18,8 +17,7 @@ def test_every_event_ends_once_and_the_fleet_stops_cleanly(fleet: RunningFleet, 
     eventually(lambda: streams.settled_once(200), 30)
     family = fleet.family()
     assert fleet.terminate() == 0
-    _, alive = psutil.wait_procs(family, timeout=3)
-    assert not alive
+    eventually(lambda: gone(family), 3)
     assert streams.client.xpending("{events}:raw", "enrichers")["pending"] == 0
     assert len(streams.enriched()) == 200
 
@@ -49,7 +47,7 @@ def test_bad_lines_are_refused_by_number_and_bad_events_buried_with_their_reason
     lines = b'{"text": "fine"}\nnot json\n\n[1, 2]\n{"x": 1}\n{"message": "[[fake garbage]]"}\n'
     answer = fleet.ctl("produce", stdin=lines)
     assert answer.returncode == 1
-    assert b"3 events written, 2 lines refused" in answer.stdout
+    assert b"written: 3, refused: 2" in answer.stdout
     assert b"line 2: refused" in answer.stderr
     assert b"line 4: refused" in answer.stderr
     eventually(lambda: streams.settled_once(3), 30)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.fleet.conftest import BIN, PROJECT, RunningFleet
+from tests.fleet.conftest import BIN, PROJECT, RunningFleet, gone
 from tests.rig import eventually
 
 
@@ -84,5 +84,4 @@ def test_supervisord_runs_the_fleet_brings_it_back_and_stops_it_whole(supervisor
     assert second in {process.pid for process in family}
     supervisord.process.terminate()
     assert supervisord.process.wait(60) == 0
-    _, alive = psutil.wait_procs(family, timeout=3)
-    assert not alive
+    eventually(lambda: gone(family), 3)

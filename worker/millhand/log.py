@@ -1,8 +1,8 @@
 """Telling what happens: named events with fields, one JSON object a line, or readable on a terminal."""
 
 import logging
+import os
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import msgspec
@@ -32,7 +32,7 @@ def configure(log: Log, process: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Patient(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Patient(sys.stderr.fileno()))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
@@ -45,22 +45,23 @@ def logger() -> "FilteringBoundLogger":
 
 
 class _Patient:
-    """A stream whose reader may go away: what cannot be written is dropped and counted, and nobody dies of it."""
+    """A descriptor whose reader may go away: what cannot be written is dropped and counted, and nobody dies of it.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    A record is one write, so that those of several processes do not run into each other.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self.dropped = 0
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         try:
-            return self._stream.write(text)
-        except (OSError, ValueError):
+            os.write(self._descriptor, text.encode(errors="replace"))
+        except OSError:
             self.dropped += 1
-            return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
+        """Do nothing: nothing is kept back."""
 
 
 def _in_reading_order(_: Any, __: str, record: Any) -> Any:

@@ -14,13 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from millhand.config import CONTROL_SOCKET, Config
-from millhand_fleet.ctl.settings import leave, load_config
+from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config
 from millhand_fleet.state import StateDir
 
 ANSWER_TIMEOUT_S = 8.0
 STOP_GRACE_S = 30.0  # beyond the drain deadline
 POLL_S = 0.1
-EX_UNAVAILABLE = 69
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,12 +16,12 @@ from millhand.errors import Malformed
 from millhand.event import DATA, decode_payload
 from millhand.keys import Keys
 from millhand.stream import RedisError, connect
-from millhand_fleet.ctl.settings import leave, load_config, redis_url
+from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
 
+SPACE_BYTES = 1024  # around the object in a line
 BATCH = 200  # lines a round trip
 REFUSALS_SHOWN_MAX = 20
 EX_REFUSED = 1
-EX_UNAVAILABLE = 69
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ def produce(file: Path | None, source: IO[bytes], stream: str | None, from_line:
         written, refused = asyncio.run(
             _produce(lines, redis_url(config), stream or Keys.of(config).input, progress, console)
         )
-    click.echo(f"{written} events written, {refused} lines refused")
+    click.echo(f"written: {written}, refused: {refused}")
     if refused:
         sys.exit(EX_REFUSED)
 
@@ -70,7 +70,7 @@ async def _produce(
             if line.refusal:
                 refused += 1
                 if refused <= REFUSALS_SHOWN_MAX:
-                    console.print(f"line {line.number}: refused: {line.refusal}", markup=False)
+                    console.print(f"line {line.number}: refused: {line.refusal}", markup=False, soft_wrap=True)
         good = [line for line in batch if not line.refusal]
         try:
             async with redis.pipeline(transaction=False) as pipeline:
@@ -94,10 +94,20 @@ async def _produce(
     return written, refused
 
 
-def _lines(source: Iterable[bytes], config: Config) -> Iterator[Line]:
-    for number, raw in enumerate(source, start=1):
+def _lines(source: IO[bytes], config: Config) -> Iterator[Line]:
+    """Yield the lines that hold something; of one that is far too long only the beginning is ever in memory."""
+    bytes_max = config.enrich.event_bytes_max
+    number = 0
+    while raw := source.readline(bytes_max + SPACE_BYTES):
+        number += 1
+        whole = raw.endswith(b"\n") or len(raw) < bytes_max + SPACE_BYTES
+        if not whole:
+            while (rest := source.readline(bytes_max)) and not rest.endswith(b"\n"):
+                pass
         data = raw.strip()
-        if data:
+        if not whole:
+            yield Line(number, b"", f"over {bytes_max} bytes (enrich.event_bytes_max)")
+        elif data:
             yield Line(number, data, _refusal(data, config))
 
 
@@ -105,7 +115,7 @@ def _refusal(data: bytes, config: Config) -> str | None:
     try:
         decode_payload(data, config.enrich)
     except Malformed as error:
-        return error.detail
+        return error.detail.replace("`data`", "the line")
     return None
 
 
@@ -122,5 +132,10 @@ def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )

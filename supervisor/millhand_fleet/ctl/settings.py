@@ -11,6 +11,7 @@ from millhand.config import EMBEDDED, Config, load
 from millhand.errors import ConfigError
 from millhand_fleet.state import ENDPOINTS, StateDir
 
+EX_UNAVAILABLE = 69
 PLACES = (Path("millhand.toml"), Path("/etc/millhand/millhand.toml"))
 
 
@@ -37,6 +38,7 @@ def redis_url(config: Config) -> str:
         leave(
             f"the embedded Redis of fleet {config.fleet.name!r} does not run (state directory {state.path})",
             "start the fleet with `worker-ctl up`, or set redis.url",
+            code=EX_UNAVAILABLE,
         )
     return str(url)
 
@@ -44,6 +46,6 @@ def redis_url(config: Config) -> str:
 def leave(message: str, *lines: str, code: int = os.EX_CONFIG) -> NoReturn:
     """Say what is wrong and what to do, and exit."""
     click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
-    for line in lines:
-        click.echo("  " + line.replace("\n", "\n  "), err=True)
+    for line in "\n".join(lines).splitlines():
+        click.echo("  " + line, err=True)
     sys.exit(code)

@@ -10,6 +10,7 @@ from millhand.pulse import Birth
 
 FOLDER = "valkey"
 LOCK = "valkey.lock"
+LOG = "valkey.log"
 
 CONFIG = """\
 # Written anew at every start of the fleet.
@@ -36,9 +37,7 @@ def run_valkey(server: Path, state_dir: Path, port: int, birth: Birth) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     hold_folder(folder)
     config = folder / "valkey.conf"
-    config.write_text(
-        CONFIG.format(port=port, folder=_quoted(folder), log=_quoted(folder / "valkey.log")), encoding="utf-8"
-    )
+    config.write_text(CONFIG.format(port=port, folder=_quoted(folder), log=_quoted(folder / LOG)), encoding="utf-8")
     os.execv(server, [str(server), str(config)])  # noqa: S606 - a program of ours with arguments of ours
 
 
