@@ -21,9 +21,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from millhand.config import load
 from millhand.event import DATA, ENRICHMENT
 from millhand.keys import Keys
+from millhand.layers import load
 from millhand.stream import connect
 from millhand_fleet.state import ENDPOINTS, StateDir
 

@@ -15,7 +15,8 @@ from typing import Any, Self, TypeVar, overload
 
 import redis as blocking_redis
 
-from millhand.config import Config, load
+from millhand.config import Config
+from millhand.layers import load
 from millhand_fleet.embedded import preflight
 
 T = TypeVar("T")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from millhand.config import SECTIONS, load
+from millhand.config import SECTIONS
+from millhand.layers import load
 from millhand_fleet.supervisor import STOP_GRACE_S
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from millhand.config import load
+from millhand.layers import load
 from millhand.verdict import Reason
 
 PROJECT = Path(__file__).resolve().parents[2]

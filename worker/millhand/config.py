@@ -1,22 +1,15 @@
-"""The configuration: what it may hold, and how file, environment and flags become one frozen value.
-
-Later wins: built-in default < TOML file < `MILLHAND_<SECTION>_<KEY>` < command-line flag. Everything is checked
-here, at the border; a value that got through needs no second look.
-"""
+"""What can be configured: every key with its type, bounds and default, and what cannot work together."""
 
 import difflib
 import math
-import tomllib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import msgspec
 from msgspec import Meta
-
-from millhand.errors import ConfigError
 
 EMBEDDED = "embedded"
 ENVIRONMENT_PREFIX = "MILLHAND_"
@@ -25,8 +18,10 @@ SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
 CONTROL_SOCKET = "control.sock"
 INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 
+TASK_NAME = r"[a-z][a-z0-9_]{0,39}"
+NAME_RULE = "a name has up to 40 lower-case letters, digits and _ (a fleet's also -), and begins with a letter"
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
-TaskName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
+TaskName = Annotated[str, Meta(pattern=rf"^{TASK_NAME}\Z")]
 Key = Annotated[str, Meta(max_length=200)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -186,97 +181,6 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Config:
-    """Build the configuration from its layers.
-
-    `flags` maps "section.key" to a value that is already typed. Raises ConfigError with every problem found: which key,
-    where it stands, what is wrong with it, and what was perhaps meant.
-    """
-    layers = _Layers()
-    if file is not None:
-        layers.add_file(file)
-    layers.add_environment(environment)
-    for key, value in (flags or {}).items():
-        section, _, name = key.partition(".")
-        layers.add(section, name, value, origin="--" + name.replace("_", "-"))
-    return layers.build()
-
-
-class _Layers:
-    """Collects values layer by layer, and every problem on the way, so that a person fixes them in one go."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-        self.tasks: dict[str, TaskTable] = {}
-        self.origins: dict[str, str] = {}
-        self.problems: list[str] = []
-
-    def add_file(self, file: Path) -> None:
-        try:
-            document = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{file}: is not TOML: {error}"]) from error
-        for section, table in document.items():
-            if section == "task":
-                self._add_tasks(table, str(file))
-            elif section not in SECTIONS:
-                self._refuse(section, str(file), "there is no such section", guess(section, [*SECTIONS, "task"]))
-            elif not isinstance(table, dict):
-                self._refuse(section, str(file), "is a section: write [" + section + "] and its keys below it")
-            else:
-                for key, value in table.items():
-                    self.add(section, key, value, origin=str(file))
-
-    def add_environment(self, environment: Mapping[str, str]) -> None:
-        for variable, text in sorted(environment.items()):
-            if not variable.startswith(ENVIRONMENT_PREFIX) or variable == ENVIRONMENT_FILE:
-                continue
-            section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-            if section in SECTIONS and key in _types(SECTIONS[section]):
-                self.add(section, key, _from_text(text, _types(SECTIONS[section])[key]), origin=variable, strict=False)
-            else:
-                self.problems.append(
-                    f"{variable} (environment): no key has this name{_meant(guess(variable, _variables()))}"
-                )
-
-    def add(self, section: str, key: str, value: Any, *, origin: str, strict: bool = True) -> None:
-        types = _types(SECTIONS[section])
-        if key not in types:
-            self._refuse(f"{section}.{key}", origin, "there is no such key", guess(key, types))
-            return
-        try:
-            self.values[section][key] = msgspec.convert(value, types[key], strict=strict)
-        except msgspec.ValidationError as error:
-            self._refuse(f"{section}.{key}", origin, f"{_shown(value)} will not do: {error}")
-        self.origins[f"{section}.{key}"] = origin
-
-    def _add_tasks(self, table: Any, origin: str) -> None:
-        if not isinstance(table, dict):
-            self._refuse("task", origin, "is a section: write [task.NAME] and its keys below it")
-            return
-        for name, body in table.items():
-            try:
-                self.tasks |= msgspec.convert({name: body}, dict[TaskName, TaskTable])
-            except msgspec.ValidationError as error:
-                self._refuse(f"task.{name}", origin, str(error).replace("$[...]", f"task.{name}"))
-            self.origins[f"task.{name}"] = origin
-
-    def build(self) -> Config:
-        if not self.problems:
-            sections: dict[str, Any] = {name: struct(**self.values[name]) for name, struct in SECTIONS.items()}
-            config = Config(**sections, task=self.tasks, origins=self.origins)
-            for key, reason in impossible(config):
-                self._refuse(key, self.origins.get(key, "default"), reason)
-        if self.problems:
-            raise ConfigError(self.problems)
-        return config
-
-    def _refuse(self, key: str, origin: str, reason: str, meant: str | None = None) -> None:
-        self.problems.append(f"{key} ({origin}): {reason}{_meant(meant)}")
-
-
 def impossible(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, reason) for values that are each of the right type and cannot work, or not together."""
     yield from _impossible_addresses(config)
@@ -292,13 +196,15 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
 
 def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
     if config.redis.url != EMBEDDED and _address(config.redis.url, {"redis", "rediss", "unix"}) is None:
-        yield "redis.url", 'must be "embedded" or a redis://, rediss:// or unix:// address'
+        meant = meant_clause(guess(config.redis.url, [EMBEDDED]))
+        yield "redis.url", f'must be "embedded" or a redis://, rediss:// or unix:// address{meant}'
     elif set(parse_qs(urlsplit(config.redis.url).query)) - ({"db"} if config.redis.url.startswith("unix:") else set()):
         yield "redis.url", "must hold no ?options: write redis://user:password@host:port/db"
     if config.model.url != EMBEDDED:
         address = _address(config.model.url, {"http", "https"})
         if address is None or not address.hostname:
-            yield "model.url", 'must be "embedded" or an http:// or https:// address'
+            meant = meant_clause(guess(config.model.url, [EMBEDDED]))
+            yield "model.url", f'must be "embedded" or an http:// or https:// address{meant}'
         elif address.username or address.password:
             yield "model.url", "must not hold a user name or password: they would end up in logs"
     streams = config.stream_names()
@@ -351,24 +257,6 @@ def guess(word: str, known: typing.Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
-def _meant(word: str | None) -> str:
+def meant_clause(word: str | None) -> str:
+    """Return the end of a message that says what was perhaps meant."""
     return f"; did you mean {word}?" if word else ""
-
-
-def _types(struct: type[Section]) -> dict[str, Any]:
-    return {field.name: field.type for field in msgspec.structs.fields(struct)}
-
-
-def _variables() -> list[str]:
-    return [f"{ENVIRONMENT_PREFIX}{s}_{key}".upper() for s, struct in SECTIONS.items() for key in _types(struct)]
-
-
-def _from_text(text: str, wanted: Any) -> Any:
-    inner = typing.get_args(wanted)[0] if typing.get_origin(wanted) is Annotated else wanted
-    if typing.get_origin(inner) is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
-    return text
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80]

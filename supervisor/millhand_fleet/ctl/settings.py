@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 import click
 
-from millhand.config import EMBEDDED, Config, load
+from millhand.config import EMBEDDED, Config
 from millhand.errors import ConfigError
+from millhand.layers import load
 from millhand_fleet.state import ENDPOINTS, StateDir
 
 EX_UNAVAILABLE = 69
