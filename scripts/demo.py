@@ -16,11 +16,13 @@ from typing import Any
 
 import httpx
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from millhand.errors import clip
 from millhand.event import DATA, ENRICHMENT
 from millhand.keys import Keys
 from millhand.layers import load
@@ -40,6 +42,9 @@ READY_WITHIN_S = 60.0
 DONE_WITHIN_S = 110.0
 POLL_S = 0.2
 ROWS_SHOWN = 10
+LABELS_CHARS = 40
+TABLE: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
+WHY = (b"failure_reason", b"failure_detail")
 
 SETTINGS = f"""\
 # The demo's configuration. It brings the same fleet up again, with what it wrote:
@@ -173,35 +178,33 @@ async def show(console: Console, redis_url: str) -> None:
     dead = await redis.xrange(_keys().dead_letter)
     await redis.aclose()
     console.print("[dim]A model of 135 million parameters answers in the right form; do not trust what it says.")
-    table = Table(title=f"{min(len(enriched), ROWS_SHOWN)} of {len(enriched)} enriched events", title_justify="left")
-    table.add_column("raw text", no_wrap=True, ratio=2)
-    for column in ("sentiment", "spam"):
-        table.add_column(column, no_wrap=True, min_width=8)
-    table.add_column("gist", no_wrap=True, ratio=1)
-    table.add_column("model s", no_wrap=True, min_width=7)
+    table = Table(title=f"{min(len(enriched), ROWS_SHOWN)} of {len(enriched)} enriched events", **TABLE)
+    for column in ("raw text", "sentiment", "spam", "gist", "model s"):
+        table.add_column(column)
+    chars = (console.width - LABELS_CHARS) // 2  # raw text and gist share what the labels leave
     for _, fields in enriched[:: max(1, len(enriched) // ROWS_SHOWN)][:ROWS_SHOWN]:
-        table.add_row(*enriched_row(msgspec.json.decode(fields[DATA])))
+        table.add_row(*enriched_row(msgspec.json.decode(fields[DATA]), chars))
     console.print(table)
-    graves = Table(title=f"{len(dead)} dead letters", title_justify="left")
+    graves = Table(title=f"{len(dead)} dead letters", **TABLE)
     for column in ("data", "failure_reason", "failure_detail"):
-        graves.add_column(column, no_wrap=True, min_width=14)
+        graves.add_column(column)
     for _, fields in dead:
-        data = fields[DATA].decode(errors="replace")
-        graves.add_row(one_line(data), fields[b"failure_reason"].decode(), one_line(fields[b"failure_detail"].decode()))
+        data, reason, detail = (fields[name].decode(errors="replace") for name in (DATA, *WHY))
+        graves.add_row(one_line(data, chars), reason, one_line(detail, chars))
     console.print(graves)
 
 
-def enriched_row(event: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of an enriched event."""
+def enriched_row(event: dict[str, Any], chars: int) -> tuple[str, ...]:
+    """Return the cells of an enriched event, foreign text cut to so many characters."""
     text = event.get("text") or event.get("message") or f"{event.get('subject')}: {event.get('body')}"
     made = event[ENRICHMENT]
     labels = made["sentiment"]["label"], made["spam"]["label"]
-    return one_line(text), *labels, one_line(made["gist"]["words"]), f"{made['meta']['model_s']:.2f}"
+    return one_line(text, chars), *labels, one_line(made["gist"]["words"], chars), f"{made['meta']['model_s']:.2f}"
 
 
-def one_line(text: str) -> str:
-    """Return foreign text as a table shows it: in one line, and not as markup."""
-    return escape(" ".join(text.split()))
+def one_line(text: str, chars: int) -> str:
+    """Return foreign text as a table shows it: in one line, cut, and not as markup."""
+    return escape(clip(text, chars))
 
 
 def farewell(console: Console, redis_url: str, desk: str) -> None:
