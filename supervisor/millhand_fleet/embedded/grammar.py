@@ -1,12 +1,12 @@
 """A JSON Schema as a grammar of compact JSON, which the sampler then cannot leave.
 
 xllamacpp's llama.cpp is built with llguidance, whose `x-guidance` key forbids white space between tokens: about a third
-fewer tokens from a small model. Two facts shape this module, both measured with xllamacpp 2026.10:
+fewer tokens from a small model. Two facts shape this module, both seen with xllamacpp 2026.10:
 
 - A schema that llguidance refuses is **not** an error there: the model simply writes freely. So every schema is tried
   once on a prompt of one token with a grammar that begins with a canary; no canary, no constraint, and so a refusal.
-- llama.cpp's own converter (`response_format`) is not a fallback: it ignores numeric bounds, and
-  `{"type": "array", "minItems": 5, "maxItems": 3}` made it eat 20 GB.
+- llama.cpp's own converter (`response_format`) is not a fallback: it ignores numeric bounds, and the process did not
+  survive `{"type": "array", "minItems": 5, "maxItems": 3}`.
 """
 
 from collections.abc import Iterator
