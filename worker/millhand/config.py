@@ -198,7 +198,9 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
     if config.redis.url != EMBEDDED and _address(config.redis.url, {"redis", "rediss", "unix"}) is None:
         meant = meant_clause(guess(config.redis.url, [EMBEDDED]))
         yield "redis.url", f'must be "embedded" or a redis://, rediss:// or unix:// address{meant}'
-    elif set(parse_qs(urlsplit(config.redis.url).query)) - ({"db"} if config.redis.url.startswith("unix:") else set()):
+    elif set(parse_qs(urlsplit(config.redis.url).query, keep_blank_values=True)) - (
+        {"db"} if config.redis.url.startswith("unix:") else set()
+    ):
         yield "redis.url", "must hold no ?options: write redis://user:password@host:port/db"
     if config.model.url != EMBEDDED:
         address = _address(config.model.url, {"http", "https"})
