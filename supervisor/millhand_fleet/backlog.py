@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from millhand.stream import script
+from millhand.stream import Script
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -19,7 +19,7 @@ class Backlog:
 
     def __init__(self, redis: "Redis", stream: str) -> None:
         self._stream = stream
-        self._count_after = script(redis, "count_after")
+        self._count_after = Script(redis, "count_after")
         self._added = self._removed = -1
         self._delivered = self._newest = "0-0"
         self._waiting = 0

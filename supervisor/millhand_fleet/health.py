@@ -33,6 +33,10 @@ def judge_health(snapshot: Snapshot, now: float) -> Health:
         reasons.append("the supervisor has not reported yet")
     elif snapshot.desired == 0:
         reasons.append("scaled to 0 workers")
+    if snapshot.redis.eviction not in {"noeviction", "unknown"}:
+        reasons.append(
+            f"redis may throw events away: its maxmemory-policy is {snapshot.redis.eviction}, not noeviction"
+        )
     reasons += sorted({f"waits for {row['stats']['waits_for']}" for row in waiting})
     working = any(row not in waiting for row in ready) and not down
     status = "down" if down else "degraded" if reasons else "ok"

@@ -18,8 +18,11 @@ from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, deleted
 from millhand.stop import Stop
-from millhand.stream import RedisError, attempts_of, connect, ensure_group, require_streams, script
-from millhand.verdict import Bury, Delivery, Reason
+from millhand.stream import RedisError, Script, attempts_of, connect, is_stale, require_streams
+from millhand.verdict import Bury, Delivery, Reason, tell, word_of
+from millhand_fleet.backlog import Backlog
+from millhand_fleet.restore import Restored, restore_group
+from millhand_fleet.watch import Pending, Watch
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 PAGE = 500
 REDIS_PAUSE_S = 2.0
 RETIRE_IDLE_S = 3600.0  # a consumer of another host that holds nothing for so long is history
+KEEPS_ALL = "noeviction"
+LATER_S = 0.005  # some milliseconds, in which the server counts them
+TRIM_PIECE = 5_000  # entries a call, so that the server is never held up for long
+TRIM_PIECES_MAX = 100  # calls a sweep, so that a sweep ends
 
 
 def look_after(config: Config, living: tuple[str, ...], birth: Birth) -> None:
@@ -57,6 +64,8 @@ class Sweep(msgspec.Struct):
     tombstoned: int = 0
     rehung: int = 0  # parked entries whose due time had been lost
     retired: int = 0
+    trimmed: int = 0
+    refused: int = 0  # entries with which Redis would not let us do what is due
 
 
 class Janitor:
@@ -67,14 +76,19 @@ class Janitor:
         self._config = config
         self._keys = Keys.of(config)
         self._settler = Settler(redis, self._keys)
-        self._retire = script(redis, "retire_consumer")
-        self._lease_ms = config.delivery.lease_s * 1000
+        self._retire = Script(redis, "retire_consumer")
+        self._trim = Script(redis, "trim")
+        self._watch = Watch(config.delivery.lease_s)
+        self._now = time.monotonic
         self._living = set(living)
         self._dead: set[str] = set()
         self._news = asyncio.Event()
         self._log = log
         self._waits_for: str | None = None
-        self._redis_since = -math.inf
+        self._backlog = Backlog(redis, self._keys.input)
+        self._unsettled = 0  # events without a record, at the last sweep
+        self._sweeps = 0
+        self._last: dict[str, float] = {}
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take in what the supervisor says: a worker was born, or died."""
@@ -87,8 +101,8 @@ class Janitor:
             self._news.set()
 
     def stats(self) -> dict[str, Any]:
-        """Return what the janitor says of itself with each heartbeat."""
-        return {"waits_for": self._waits_for}
+        """Return what the janitor says of itself with each heartbeat; `sweep` is the last one."""
+        return {"waits_for": self._waits_for, "sweeps": self._sweeps, "sweep": self._last}
 
     async def run(self, stop: Stop, pulse: Pulse) -> None:
         """Sweep at start, whenever a worker died, and on the timer, until a stop is requested."""
@@ -107,101 +121,181 @@ class Janitor:
         while not stop.requested:
             try:
                 server = await require_streams(self._redis)
-                created = await ensure_group(self._redis, self._keys)
+                restored = await self._restore()
                 self._dead |= await self._left_behind()
             except RedisError as error:
-                if self._waits_for is None:
-                    self._log.warning("redis.waiting", error=str(error), remedy="start it, or set redis.url")
-                self._waits_for = f"redis: {error}"
+                self._away(error)
                 await stop.sleep(REDIS_PAUSE_S)
                 continue
             self._waits_for = None
+            created = restored is not None
             self._log.info("redis.connected", server=server, group=self._keys.group, group_created=created)
+            await self._warn_of_eviction()
             return True
         return False
+
+    def _away(self, error: BaseException) -> None:
+        """Tell that Redis does not let us, once. Nobody can renew meanwhile, so all that was seen counts no more."""
+        if self._waits_for is None:
+            self._log.warning("redis.waiting", error=str(error), remedy="start it, or set redis.url")
+        self._waits_for = f"redis: {error}"
+        self._watch.forget()
+
+    async def _warn_of_eviction(self) -> None:
+        """Say at the start that the server may throw events away."""
+        with suppress(*RedisError):  # CONFIG may be forbidden
+            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy", KEEPS_ALL)
+            if policy != KEEPS_ALL:
+                self._log.warning("redis.may_evict", policy=policy, remedy=f"set maxmemory-policy {KEEPS_ALL}")
+
+    async def _restore(self) -> Restored | None:
+        """Put a missing group in its place. One that had been there before did not go by itself, so that is shouted."""
+        restored = await restore_group(self._redis, self._keys)
+        if restored and (restored.vanished or self._sweeps):
+            lost = max(0, self._unsettled - await self._waiting() - restored.kept)
+            await self._redis.hincrby(self._keys.totals, "lost", lost)
+            self._log.critical(
+                "group.recreated", group=self._keys.group, start=restored.start, kept=restored.kept, lost=lost
+            )
+        return restored
+
+    async def _waiting(self) -> int:
+        """Return how many events no worker has been given yet."""
+        info = await self._redis.xinfo_stream(self._keys.input)
+        groups = await self._redis.xinfo_groups(self._keys.input)
+        delivered = next(row["last-delivered-id"] for row in groups if row["name"] == self._keys.group.encode())
+        return await self._backlog.count(delivered.decode(), info)
 
     async def _until_due(self) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), self._config.janitor.every_s)
 
-    def _trusts_idle_times(self) -> bool:
-        """Whether Redis has been there for a lease: nobody could renew while it was not, and all is idle after it."""
-        return time.monotonic() - self._redis_since >= self._config.delivery.lease_s
-
     async def _try_sweep(self, *, told: bool) -> bool:
         """Sweep once, and tell if there was anything to tell. False if Redis did not let us."""
         started = time.monotonic()
         try:
+            await self._restore()
             sweep = await self.sweep()
         except RedisError as error:
-            self._redis_since = time.monotonic()
-            self._log.warning("redis.waiting", error=str(error))
-            with suppress(*RedisError):
-                if await ensure_group(self._redis, self._keys):
-                    self._log.critical("group.recreated", group=self._keys.group)
+            self._away(error)
+            if is_stale(error):
+                await self._redis.connection_pool.disconnect()
             return False
-        done = {name: count for name, count in msgspec.to_builtins(sweep).items() if count or told}
-        if told or set(done) - {"examined"}:
-            self._log.info("janitor.swept", seconds=round(time.monotonic() - started, 3), **done)
+        if self._waits_for is not None:
+            self._waits_for = None
+            self._log.info("redis.back")
+        self._sweeps += 1
+        self._last = {**msgspec.to_builtins(sweep), "seconds": round(time.monotonic() - started, 3)}
+        if told or sweep != Sweep(sweep.examined):
+            self._log.info("janitor.swept", **self._last)
         return True
 
     async def sweep(self) -> Sweep:
         """Go once over the whole pending list. Raises RedisError; what was done until then holds."""
         sweep = Sweep()
-        async for page in self._pending():
-            sweep.examined += len(page)
-            await self._rehang([entry_id for entry_id, owner, _, _ in page if owner == PARKED_CONSUMER], sweep)
-            for entry_id, owner, idle_ms, count in page:
-                idle = idle_ms >= self._lease_ms and self._trusts_idle_times()
-                if owner != PARKED_CONSUMER and (owner in self._dead or idle):
-                    await self._take_from(Delivery(entry_id, {}, owner, count), sweep)
+        rows = await self._pending()
+        sweep.examined = len(rows)
+        await self._rehang([row.id for row in rows if row.owner == PARKED_CONSUMER], sweep)
+        held = [row for row in rows if row.owner != PARKED_CONSUMER]
+        abandoned = self._watch.abandoned(held, self._now())
+        taken = [row for row in held if row.owner in self._dead or row.id in abandoned]
+        for start in range(0, len(taken), PAGE):
+            await self._take_all(taken[start : start + PAGE], sweep)
         await self._retire_idle(sweep)
+        await self._trim_finished(sweep)
+        self._unsettled = len(rows) + await self._waiting()
         return sweep
 
-    async def _pending(self) -> AsyncIterator[list[tuple[str, str, int, int]]]:
-        """Yield the pending list in pages of (id, owner, idle ms, delivery count)."""
+    async def _pending(self) -> list[Pending]:
+        """Return the pending list.
+
+        What was delivered in this very millisecond is looked at twice, so that it is told from what the server takes to
+        be delivered in the future.
+        """
+        rows = [row async for row in self._pages()]
+        if all(row.delivered_ms for row in rows):
+            return rows
+        await asyncio.sleep(LATER_S)
+        later = {row.id: row async for row in self._pages()}
+        return [row if row.delivered_ms else later.get(row.id, row) for row in rows]
+
+    async def _pages(self) -> AsyncIterator[Pending]:
+        """Yield the rows of the pending list, a page a round trip."""
         start = "-"
         while True:
-            rows: list[dict[str, Any]] = await self._redis.xpending_range(
-                self._keys.input, self._keys.group, min=start, max="+", count=PAGE
-            )
-            if not rows:
-                return
-            yield [
-                (
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.time()
+                pipeline.xpending_range(self._keys.input, self._keys.group, min=start, max="+", count=PAGE)
+                (seconds, microseconds), rows = await pipeline.execute()
+            now_ms = seconds * 1000 + microseconds // 1000
+            for row in rows:
+                idle_ms = row["time_since_delivered"]
+                yield Pending(
                     row["message_id"].decode(),
                     row["consumer"].decode(),
-                    row["time_since_delivered"],
                     row["times_delivered"],
+                    now_ms - idle_ms if idle_ms > 0 else None,
+                    idle_ms / 1000,
                 )
-                for row in rows
-            ]
+            if not rows:
+                return
             start = "(" + rows[-1]["message_id"].decode()
 
-    async def _take_from(self, delivery: Delivery, sweep: Sweep) -> None:
-        """Take a delivery from an owner that no longer works on it. One that Redis refuses does not stop the sweep."""
-        try:
-            await self._take(delivery, sweep)
-        except exceptions.ResponseError as error:
-            self._log.error("janitor.refused", id=delivery.id, error=str(error))
+    async def _take_all(self, rows: list[Pending], sweep: Sweep) -> None:
+        """Take deliveries from their owners, in a few round trips. Raises the first error, after all have ended."""
+        spent = await attempts_of(self._redis, self._keys, [row.id for row in rows])
+        deliveries = [Delivery(row.id, {}, row.owner, row.count, *spent[row.id]) for row in rows]
+        ends = await asyncio.gather(*(self._take(one, sweep) for one in deliveries), return_exceptions=True)
+        for error in filter(None, ends):
+            raise error
 
     async def _take(self, delivery: Delivery, sweep: Sweep) -> None:
+        """Take a delivery from an owner that no longer works on it. One that Redis refuses does not stop the sweep."""
         budget = self._config.delivery.deliveries_max
-        if delivery.count >= budget:
-            detail = f"delivered {delivery.count} times without an outcome (delivery.deliveries_max is {budget})"
-            attempts, history = await attempts_of(self._redis, self._keys, delivery.id)
-            settled = await self._settler.settle(delivery, Bury(Reason.CRASH_LOOP, detail, attempts, history))
-            sweep.buried += settled is Settled.OK
-            self._log.warning(
-                "event.settled", id=delivery.id, verdict="bury", settled=settled.value, reason="crash_loop"
-            )
-            return
-        settled = await self._settler.hand_back(delivery)
-        if settled is Settled.DELETED:
-            settled = await self._settler.settle(delivery, deleted(delivery))
-            sweep.tombstoned += settled is Settled.OK
-        else:
+        try:
+            if delivery.count >= budget:
+                detail = f"delivered {delivery.count} times without an outcome (delivery.deliveries_max is {budget})"
+                bury = Bury(Reason.CRASH_LOOP, detail, delivery.attempts, delivery.history)
+                settled = await self._settle(delivery, bury)
+                sweep.buried += settled is Settled.OK
+                return
+            settled = await self._settle(delivery, None)
             sweep.handed_back += settled is Settled.OK
+            if settled is Settled.DELETED:
+                settled = await self._settle(delivery, deleted(delivery))
+                sweep.tombstoned += settled is Settled.OK
+        except exceptions.ResponseError as error:
+            if not sweep.refused:
+                self._log.error("janitor.refused", id=delivery.id, error=str(error))
+            sweep.refused += 1
+
+    async def _settle(self, delivery: Delivery, bury: Bury | None) -> Settled:
+        """Bury a delivery, or hand it back. Hand-backs are told in sum, by the sweep."""
+        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
+        told = {"verdict": word_of(bury) if bury else "hand_back", **token}
+        self._log.debug("settle.sent", **told)
+        try:
+            settling = self._settler.settle(delivery, bury) if bury else self._settler.hand_back(delivery)
+            settled = await settling
+        except RedisError as error:
+            self._log.debug("settle.resending", id=delivery.id, error=str(error))
+            raise
+        say = self._log.warning if bury else self._log.debug
+        say("event.settled", settled=settled.value, **told, **(tell(bury) if bury else {}))
+        return settled
+
+    async def _trim_finished(self, sweep: Sweep) -> None:
+        """Delete finished input that has been kept for long enough, a piece at a time."""
+        keep_s = self._config.input.keep_s
+        if math.isinf(keep_s):
+            return
+        for _ in range(TRIM_PIECES_MAX):
+            trimmed = await self._trim(
+                keys=[self._keys.input, self._keys.totals], args=[round(keep_s * 1000), TRIM_PIECE]
+            )
+            sweep.trimmed += trimmed
+            if not trimmed:
+                return
 
     async def _rehang(self, ids: list[str], sweep: Sweep) -> None:
         """Put parked entries that have lost their due time into the zset again, due now."""
@@ -225,10 +319,10 @@ class Janitor:
             history = name in self._dead or (idle_ms > RETIRE_IDLE_S * 1000 and name not in self._living)
             if name == PARKED_CONSUMER or pending or not history:
                 continue
-            answer = await self._retire(keys=[self._keys.input], args=[self._keys.group, name])
-            if answer == b"ok":
+            answer = await self._retire(keys=[self._keys.input, self._keys.totals], args=[self._keys.group, name])
+            if answer != b"lost":
                 self._dead.discard(name)
-                sweep.retired += 1
+                sweep.retired += answer == b"ok"
 
     async def _consumers(self) -> list[tuple[str, int, int]]:
         rows = await self._redis.xinfo_consumers(self._keys.input, self._keys.group)

@@ -1,6 +1,7 @@
 """The snapshot in Prometheus's text format."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -28,6 +29,14 @@ class SnapshotCollector(Collector):
         yield _counter("enriched_events", "Events written to the output stream.", streams.enriched)
         yield _counter("retries", "Attempts that failed and were parked for another.", streams.retried)
         yield _counter("handed_back_events", "Deliveries that the janitor took from the dead.", streams.handed_back)
+        yield _counter("released_events", "Deliveries that stopping workers handed back.", streams.released)
+        yield _counter("skipped_events", "Entries that repeated an event_id.", streams.skipped)
+        yield _counter("requeued_dead_letters", "Dead letters given back to the input.", streams.requeued)
+        yield _counter("trimmed_events", "Finished events deleted from the input.", streams.trimmed)
+        yield _counter("retired_consumers", "Consumers forgotten after their process ended.", streams.retired)
+        yield _counter("lost_events", "Events gone with a stream that somebody deleted.", streams.lost)
+        yield _counter("recreated_groups", "Times the consumer group had vanished.", streams.groups_recreated)
+        yield from self._janitor()
         yield _counter("restarts", "Children started again.", sum(row["restarts"] for row in snapshot.children))
         if streams.success_rate is not None:
             yield _gauge("success_ratio", "Enriched events as a share of all settled ones.", streams.success_rate)
@@ -35,6 +44,17 @@ class SnapshotCollector(Collector):
         for reason, count in streams.dead_by_reason.items():
             dead.add_metric([reason], count)
         yield dead
+
+    def _janitor(self) -> Iterator[Metric]:
+        """Yield what the janitor says of its last sweep."""
+        stats: dict[str, Any] = next(
+            (row.get("stats", {}) for row in self._snapshot.children if row["name"] == "janitor"), {}
+        )
+        yield _counter("janitor_sweeps", "Sweeps since the janitor process began.", stats.get("sweeps", 0))
+        sweep = GaugeMetricFamily("millhand_janitor_last_sweep", "What the last sweep did.", labels=["what"])
+        for what, value in stats.get("sweep", {}).items():
+            sweep.add_metric([what], value)
+        yield sweep
 
 
 def render(snapshot: Snapshot) -> bytes:

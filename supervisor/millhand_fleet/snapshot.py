@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REFRESH_EVERY_S = 1.0
 RATE_OVER_S = 10.0
 HEALTH_TIMEOUT_S = 2.0
+TOTALS = ("enriched", "dead", "retried", "handed_back", "released", "skipped", "requeued", "trimmed", "retired", "lost")
 
 
 class RedisView(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ class RedisView(msgspec.Struct, frozen=True):
     error: str | None = None
     server: str = ""
     durability: str = "unknown"  # durable | weak: everysec | none | unknown
+    eviction: str = "unknown"  # its maxmemory-policy; any but noeviction may throw events away
 
 
 class StreamsView(msgspec.Struct, frozen=True):
@@ -43,6 +45,13 @@ class StreamsView(msgspec.Struct, frozen=True):
     dead_by_reason: dict[str, int] = {}
     retried: int = 0
     handed_back: int = 0
+    released: int = 0
+    skipped: int = 0  # acknowledged as repetitions of an event_id
+    requeued: int = 0  # dead letters given back to the input
+    trimmed: int = 0
+    retired: int = 0  # consumers
+    lost: int = 0  # events gone with a stream that somebody deleted
+    groups_recreated: int = 0
     enriched_per_s: float = 0.0
 
     @property
@@ -101,9 +110,9 @@ class Observer:
         """Refresh until a stop is requested."""
         while not stop.requested:
             try:
-                redis = RedisView(
-                    reachable=True, server=await require_streams(self._redis), durability=await self._durability()
-                )
+                server = await require_streams(self._redis)
+                durability, eviction = await self._promises()
+                redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
                 streams = await self._streams()
             except (*RedisError, KeyError, Unusable) as error:
                 redis, streams = RedisView(error=str(error) or type(error).__name__), self.snapshot.streams
@@ -128,11 +137,9 @@ class Observer:
             backlog=await self._backlog.count(group["last-delivered-id"].decode(), info),
             pending=group["pending"],
             parked=await self._parked(),
-            enriched=totals.get("enriched", 0),
-            dead=totals.get("dead", 0),
             dead_by_reason=reasons,
-            retried=totals.get("retried", 0),
-            handed_back=totals.get("handed_back", 0),
+            groups_recreated=max(0, totals.get(f"group:{keys.group}", 1) - 1),
+            **{name: totals.get(name, 0) for name in TOTALS},
             enriched_per_s=self._rate(totals.get("enriched", 0)),
         )
 
@@ -148,12 +155,13 @@ class Observer:
         (first_at, first), (last_at, last) = self._rates[0], self._rates[-1]
         return round(max(0, last - first) / (last_at - first_at), 2) if last_at > first_at else 0.0
 
-    async def _durability(self) -> str:
-        """Return what an acknowledged write survives. CONFIG may be forbidden; then nobody knows."""
+    async def _promises(self) -> tuple[str, str]:
+        """Return what an acknowledged write survives, and the eviction policy. CONFIG may be forbidden."""
         try:
-            config = await self._redis.config_get("append*")
+            config = await self._redis.config_get("append*", "maxmemory-policy")
         except exceptions.ResponseError:
-            return "unknown"
+            return "unknown", "unknown"
+        eviction = str(config.get("maxmemory-policy", "unknown"))
         if config.get("appendonly") != "yes":
-            return "none"
-        return "durable" if config.get("appendfsync") == "always" else f"weak: {config.get('appendfsync')}"
+            return "none", eviction
+        return "durable" if config.get("appendfsync") == "always" else f"weak: {config.get('appendfsync')}", eviction

@@ -1,24 +1,21 @@
-"""A fleet's streams as a test fills and reads them, and a proxy that loses replies."""
+"""A fleet's streams as a test fills and reads them."""
 
-import asyncio
-import contextlib
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
-from tests.rig import HOST, eventually_async
+from tests.rig import eventually_async
 
 from millhand.keys import Keys
-from millhand.stream import ensure_group
 from millhand.verdict import Delivery, Done, Enriched
+from millhand_fleet.restore import restore_group
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 PAIRS_OF = "local found = {} for _, e in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do found[#found+1] = e[2] end \
 return found"
-CHUNK_BYTES = 65_536
 UNTIL_S_MAX = 20.0
 
 DONE = Done(Enriched(b'{"text":"a","ai_enrichment":{}}', "0" * 32))
@@ -42,7 +39,7 @@ class Race:
 
     async def open(self) -> Self:
         """Create the group."""
-        await ensure_group(self.redis, self.keys)
+        await restore_group(self.redis, self.keys)
         return self
 
     async def add(self, text: str = "a fine day", **fields: bytes) -> str:
@@ -151,7 +148,7 @@ class Race:
     async def totals(self) -> dict[str, int]:
         """Return the counters. Fails if they disagree with the streams."""
         raw = cast("dict[bytes, bytes]", await self.redis.hgetall(self.keys.totals))
-        totals = {name.decode(): int(value) for name, value in raw.items()}
+        totals = {name.decode(): int(value) for name, value in raw.items() if not name.startswith(b"group:")}
         dead = await self.dead()
         reasons = Counter(record[b"failure_reason"].decode() for record in dead)
         assert totals.get("enriched", 0) == len(await self.output())
@@ -174,6 +171,10 @@ class Race:
         seconds, microseconds = await self.redis.time()
         return float(seconds) * 1000 + microseconds / 1000
 
+    async def somebody_is_blocked(self) -> bool:
+        """Whether somebody waits in a blocking command."""
+        return bool((await self.redis.info("clients"))["blocked_clients"])
+
     async def is_clean(self) -> bool:
         """Whether nothing is pending, parked or remembered any more."""
         return not (await self.pending() or await self.parked() or await self.attempts())
@@ -187,70 +188,3 @@ class Race:
 
     async def _do(self, *command: Any) -> Any:
         return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call]
-
-
-class LossyProxy:
-    """Stands before a server, passes everything on, and loses the reply to what it is told to.
-
-    `lose(pattern)`: the next request that holds these bytes reaches the server, its reply reaches nobody, and the
-    connection breaks; `lost` counts that.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._pattern: bytes | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.lost = 0
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"redis://{HOST}:{self._server.sockets[0].getsockname()[1]}/0"
-
-    def lose(self, pattern: bytes) -> None:
-        """Lose the reply to the next request that holds the pattern."""
-        self._pattern = pattern
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(cast("asyncio.Task[None]", asyncio.current_task()))
-        server_reader, server_writer = await asyncio.open_connection(HOST, self._target)
-        doomed = asyncio.Event()
-
-        async def up() -> None:
-            while request := await reader.read(CHUNK_BYTES):
-                if self._pattern is not None and self._pattern in request:
-                    self._pattern = None
-                    doomed.set()
-                server_writer.write(request)
-
-        async def down() -> None:
-            while reply := await server_reader.read(CHUNK_BYTES):
-                if doomed.is_set():
-                    self.lost += 1
-                    return
-                writer.write(reply)
-
-        ways = [asyncio.create_task(up()), asyncio.create_task(down())]
-        try:
-            with contextlib.suppress(asyncio.CancelledError):  # streams cannot do with a cancelled callback
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            for end in (writer, server_writer):
-                end.close()
-                with contextlib.suppress(OSError):
-                    await end.wait_closed()
-            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))

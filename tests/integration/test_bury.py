@@ -9,7 +9,7 @@ from millhand.settle import Settled, Settler
 from millhand.verdict import Bury, Delivery, Reason, Release, Retry
 
 BURY = Bury(Reason.INVALID_ANSWER, "no JSON", 4, ("a", "b", "c", "d"))
-OURS = 3 * 2 + 6 * 2  # names and values that bury adds to the original's
+OURS = 4 * 2 + 6 * 2  # names and values that bury adds to the original's
 PAIRS_KEPT_PLAIN = 3500
 UNPACK = "return cmsgpack.unpack(ARGV[1])"
 
@@ -28,6 +28,7 @@ async def test_bury_keeps_the_event_and_says_why(race: Race, settler: Settler) -
         b"failure_reason": b"invalid_answer",
         b"src": delivery.id.encode(),
         b"original_fields": b"1",
+        b"redrives": b"0",
         b"failure_detail": b"no JSON",
         b"attempts": b"4",
         b"deliveries": b"1",

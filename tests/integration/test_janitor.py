@@ -1,14 +1,14 @@
 """The janitor: what nobody holds any more is handed back, and what somebody holds is left alone."""
 
 import asyncio
-import time
 from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
 from tests.conftest import StartRedis
+from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.hands import Ear, sweeping
-from tests.integration.race import DONE, LossyProxy, Race
+from tests.integration.race import DONE, Race
 from tests.rig import RedisServer, config_for, eventually_async
 
 from millhand.config import Config
@@ -36,10 +36,27 @@ def config(redis_url: str) -> Config:
     return config_for(redis_url, flags={"delivery.lease_s": LEASE_S, "janitor.every_s": 3600.0})
 
 
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 @pytest.fixture
-def janitor(race: Race, config: Config) -> Janitor:
+def clock() -> Clock:
+    """Make the janitor's clock."""
+    return Clock()
+
+
+@pytest.fixture
+def janitor(race: Race, config: Config, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Janitor:
     """Make a janitor that is swept by hand."""
-    return Janitor(race.redis, config, [LIVING], logger())
+    janitor = Janitor(race.redis, config, [LIVING], logger())
+    monkeypatch.setattr(janitor, "_now", clock)
+    return janitor
 
 
 # -- at start ---------------------------------------------------------------------------------------------------------
@@ -84,7 +101,7 @@ async def test_start_waits_for_redis_and_says_so(
         assert not at_work.ear.ready
         server.start()
         await at_work.ready()
-        assert janitor.stats() == {"waits_for": None}
+        assert janitor.stats()["waits_for"] is None
     assert [row["group_created"] for row in told if row["event"] == "redis.connected"] == [True]
 
 
@@ -94,14 +111,14 @@ async def test_start_outlives_a_connection_that_breaks(
     """F24: a reply that is lost right after Redis was found does not end the janitor."""
     monkeypatch.setattr(janitor_module, "REDIS_PAUSE_S", 0.05)
     dead = await race.delivered(OLD)
-    async with LossyProxy(redis_server.port) as proxy:
-        proxy.lose(b"CONSUMERS")
-        through_proxy = config_for(proxy.url, flags={"delivery.lease_s": LEASE_S, "janitor.every_s": 0.1})
+    async with FaultProxy(redis_server.port) as proxy:
+        proxy.swallow(b"CONSUMERS")
+        through_proxy = config_for(proxy.redis_url, flags={"delivery.lease_s": LEASE_S, "janitor.every_s": 0.1})
         async with sweeping(through_proxy) as (at_work, _):
             await at_work.ready()
             await eventually_async(race.parked)
 
-    assert proxy.lost == 1
+    assert proxy.swallowed.total() == 1
     assert await race.held() == {dead.id: (PARKED, 2)}
 
 
@@ -157,27 +174,45 @@ async def test_attempts_survive_a_death(race: Race, janitor: Janitor, settler: S
 # -- leases -----------------------------------------------------------------------------------------------------------
 
 
-async def test_only_what_was_idle_for_a_whole_lease_is_handed_back(race: Race, janitor: Janitor) -> None:
+async def test_only_what_nobody_renewed_for_a_whole_lease_is_handed_back(
+    race: Race, janitor: Janitor, clock: Clock
+) -> None:
     """F1: where nobody saw the worker die, its lease runs out; a lease that still runs is respected."""
     expired, running = await race.delivered(ELSEWHERE), await race.delivered(ELSEWHERE)
-    await race.age(expired.id, LEASE_MS)
     await race.age(running.id, LEASE_MS // 2)
+    assert await janitor.sweep() == Sweep(examined=2)
 
-    sweep = await janitor.sweep()
+    clock.now_s += LEASE_S / 2
+    await race.age(running.id, 10)
+    assert await janitor.sweep() == Sweep(examined=2)
+    clock.now_s += LEASE_S / 2
 
-    assert sweep == Sweep(examined=2, handed_back=1)
+    assert await janitor.sweep() == Sweep(examined=2, handed_back=1)
     assert await race.held() == {expired.id: (PARKED, 2), running.id: (ELSEWHERE, 1)}
 
 
-async def test_idle_times_say_nothing_right_after_redis_was_away(race: Race, janitor: Janitor) -> None:
-    """F20: nobody could renew meanwhile, so everything looks idle, and costs nobody a delivery."""
+async def test_idle_times_alone_take_nothing_from_anybody(race: Race, janitor: Janitor, clock: Clock) -> None:
+    """F40: a clock put forward by an hour makes everything idle for an hour, though it was renewed a moment ago."""
     delivery = await race.delivered(ELSEWHERE)
-    await race.age(delivery.id)
-    janitor._redis_since = time.monotonic()
+    await race.age(delivery.id, 3_600_000)
+
+    for _ in range(3):
+        assert await janitor.sweep() == Sweep(examined=1)
+        clock.now_s += LEASE_S / 4
+    assert await race.held() == {delivery.id: (ELSEWHERE, 1)}
+
+
+async def test_nothing_counts_that_was_seen_before_redis_was_away(race: Race, janitor: Janitor, clock: Clock) -> None:
+    """F20: nobody could renew meanwhile, so everything is unchanged, and that costs nobody a delivery."""
+    delivery = await race.delivered(ELSEWHERE)
+    await janitor.sweep()
+    clock.now_s += LEASE_S
+    janitor._away(OSError("gone"))
     assert await janitor.sweep() == Sweep(examined=1)
 
-    janitor._redis_since = time.monotonic() - LEASE_S
+    clock.now_s += LEASE_S
     assert await janitor.sweep() == Sweep(examined=1, handed_back=1)
+    assert await race.held() == {delivery.id: (PARKED, 2)}
 
 
 async def test_entry_that_cannot_be_buried_does_not_hold_up_the_rest(race: Race, janitor: Janitor) -> None:
@@ -187,7 +222,7 @@ async def test_entry_that_cannot_be_buried_does_not_hold_up_the_rest(race: Race,
     await race.redis.set(race.keys.dead_letter, "not a stream")
     janitor.hear({"died": OLD})
 
-    assert await janitor.sweep() == Sweep(examined=2, handed_back=1)
+    assert await janitor.sweep() == Sweep(examined=2, handed_back=1, refused=1)
     assert await race.held() == {poison.id: (OLD, 3), good.id: (PARKED, 2)}
 
 
@@ -203,14 +238,17 @@ async def test_lease_runs_out_on_the_timer_of_a_running_janitor(race: Race, redi
         assert await race.held() == {delivery.id: (PARKED, 2)}
 
 
-async def test_ghost_of_a_living_consumer_comes_back_while_what_it_renews_stays(race: Race, janitor: Janitor) -> None:
-    """F5: an entry whose delivery never arrived grows idle under a name that is alive and beating."""
+async def test_ghost_of_a_living_consumer_comes_back_while_what_it_renews_stays(
+    race: Race, janitor: Janitor, clock: Clock
+) -> None:
+    """F5: an entry whose delivery never arrived is renewed by nobody, though its owner is alive and beating."""
     known, ghost = await race.delivered(LIVING), await race.delivered(LIVING)
     leases = Leases(race.redis, race.keys, LIVING, LEASE_S, logger())
-    for delivery in (known, ghost):
-        await race.age(delivery.id, LEASE_MS)
+    await race.age(known.id, LEASE_MS)
+    await janitor.sweep()
     with leases.hold(known):
         await leases.renew()
+        clock.now_s += LEASE_S
 
         sweep = await janitor.sweep()
 
@@ -218,14 +256,16 @@ async def test_ghost_of_a_living_consumer_comes_back_while_what_it_renews_stays(
     assert await race.held() == {known.id: (LIVING, 1), ghost.id: (PARKED, 2)}
 
 
-async def test_renewed_lease_is_not_taken_however_slow_the_model(race: Race, janitor: Janitor) -> None:
+async def test_renewed_lease_is_not_taken_however_slow_the_model(race: Race, janitor: Janitor, clock: Clock) -> None:
     """F8: lease after lease goes by, and the event stays where it is worked on."""
     delivery = await race.delivered(LIVING)
     leases = Leases(race.redis, race.keys, LIVING, LEASE_S, logger())
     with leases.hold(delivery) as lease:
         for _ in range(3):
             await race.age(delivery.id, LEASE_MS)
+            await janitor.sweep()
             await leases.renew()
+            clock.now_s += LEASE_S
             assert await janitor.sweep() == Sweep(examined=1)
         assert not lease.lost
     assert await race.held() == {delivery.id: (LIVING, 1)}
@@ -445,17 +485,19 @@ async def test_two_janitors_at_once_have_no_double_effect(race: Race, config: Co
 async def test_janitor_that_lost_a_reply_repairs_in_its_next_pass(
     race: Race, config: Config, redis_server: RedisServer
 ) -> None:
-    """F10: it broke off in the middle; the next pass does the rest and nothing twice."""
+    """F10: what was done before it broke off holds; the next pass finds that, and does nothing twice."""
     deliveries = [await race.delivered(OLD) for _ in range(5)]
-    async with LossyProxy(redis_server.port) as proxy:
-        client = connect(proxy.url)
+    async with FaultProxy(redis_server.port) as proxy:
+        client = connect(proxy.redis_url)
         janitor = Janitor(client, config, [], logger())
         janitor.hear({"died": OLD})
-        proxy.lose(deliveries[2].id.encode())
+        proxy.swallow(b"handed_back")
 
         with pytest.raises(RedisError):
             await janitor.sweep()
-        assert await janitor.sweep() == Sweep(examined=5, handed_back=2, retired=1)
+        assert await janitor.sweep() == Sweep(examined=5, retired=1), (
+            "all five went out in the call whose reply was lost"
+        )
 
         await client.aclose()
     assert await race.held() == {delivery.id: (PARKED, 2) for delivery in deliveries}

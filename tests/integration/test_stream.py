@@ -5,14 +5,13 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from redis.exceptions import ResponseError
-from tests.integration.race import LossyProxy, Race
+from tests.fleet.chaos.proxy import FaultProxy
+from tests.integration.race import Race
 from tests.rig import RedisServer, eventually_async, old_redis
 
 from millhand.errors import Unusable
-from millhand.keys import Keys
 from millhand.settle import Settler
-from millhand.stream import BLOCK_MS, RedisError, Stream, connect, ensure_group, group_is_missing, require_streams
+from millhand.stream import BLOCK_MS, RedisError, Stream, connect, require_streams
 from millhand.verdict import Delivery, Retry
 
 CONSUMER = "here:w1:a"
@@ -43,7 +42,7 @@ async def test_new_events_are_read_in_order_and_no_more_than_asked_for(race: Rac
 async def test_reading_waits_for_an_event(race: Race, stream: Stream) -> None:
     """A reader that waits is woken by the producer."""
     reading = asyncio.create_task(stream.read(1))
-    await eventually_async(lambda: is_blocked(race))
+    await eventually_async(race.somebody_is_blocked)
 
     entry_id = await race.add()
 
@@ -79,9 +78,9 @@ async def test_bytes_that_are_no_text_do_not_hurt_the_neighbours(race: Race, str
 async def test_lost_reply_leaves_a_ghost_that_is_not_read_again(race: Race, redis_server: RedisServer) -> None:
     """F5: it is pending under our name, and our next read does not bring it."""
     entry_id = await race.add()
-    async with LossyProxy(redis_server.port) as proxy:
-        stream = Stream(proxy.url, race.keys, CONSUMER)
-        proxy.lose(b"XREADGROUP")
+    async with FaultProxy(redis_server.port) as proxy:
+        stream = Stream(proxy.redis_url, race.keys, CONSUMER)
+        proxy.swallow(b"XREADGROUP")
         with pytest.raises(RedisError):
             await stream.read(1)
         neighbour = await race.add()
@@ -90,71 +89,6 @@ async def test_lost_reply_leaves_a_ghost_that_is_not_read_again(race: Race, redi
 
         await stream.close()
     assert (await race.held())[entry_id] == (CONSUMER, 1)
-
-
-# -- the group --------------------------------------------------------------------------------------------------------
-
-
-async def test_new_group_begins_with_the_backlog(redis_url: str, race: Race) -> None:
-    """F32: what stood in the stream before there was a group is work."""
-    await race.redis.flushall()
-    ids = [await race.add() for _ in range(3)]
-    stream = Stream(redis_url, race.keys, CONSUMER)
-
-    assert await stream.ensure_group() is True
-    assert await stream.ensure_group() is False
-
-    assert [delivery.id for delivery in await stream.read(10)] == ids
-    await stream.close()
-
-
-async def test_group_is_created_with_its_stream(race: Race) -> None:
-    """A fleet may be there before its first producer."""
-    await race.redis.flushall()
-
-    assert await ensure_group(race.redis, race.keys) is True
-    assert await race.pending() == []
-
-
-@pytest.mark.parametrize("loss", ["DEL", "XGROUP DESTROY", "FLUSHALL"])
-@pytest.mark.parametrize("blocked", [False, True], ids=["before reading", "while blocked"])
-async def test_vanished_group_is_recognised_and_put_back(
-    race: Race, stream: Stream, loss: str, *, blocked: bool
-) -> None:
-    """F32: the error says so, whichever way the group went; after that reading goes on."""
-    command = {
-        "DEL": ["DEL", race.keys.input],
-        "XGROUP DESTROY": ["XGROUP", "DESTROY", race.keys.input, race.keys.group],
-        "FLUSHALL": ["FLUSHALL"],
-    }[loss]
-    reading = asyncio.create_task(stream.read(1)) if blocked else None
-    if reading:
-        await eventually_async(lambda: is_blocked(race))
-    await race.redis.execute_command(*command)  # type: ignore[no-untyped-call]
-
-    with pytest.raises(ResponseError) as caught:
-        await (reading or stream.read(1))
-
-    assert group_is_missing(caught.value)
-    assert await stream.ensure_group() is True
-    entry_id = await race.add()
-    assert [delivery.id for delivery in await stream.read(1)] == [entry_id]
-
-
-async def test_other_errors_are_no_missing_group(race: Race, stream: Stream) -> None:
-    """F36: a key of the wrong type is not put back by creating a group."""
-    await race.redis.delete(race.keys.input)
-    await race.redis.set(race.keys.input, "mine")
-
-    with pytest.raises(ResponseError) as caught:
-        await stream.ensure_group()
-
-    assert not group_is_missing(caught.value)
-
-
-async def is_blocked(race: Race) -> bool:
-    """Whether somebody waits in a blocking command."""
-    return bool((await race.redis.info("clients"))["blocked_clients"])
 
 
 # -- the server -------------------------------------------------------------------------------------------------------
@@ -167,13 +101,12 @@ async def test_server_tells_what_it_is(race: Race) -> None:
     assert await require_streams(race.redis) == f"Valkey {info['valkey_version']}"
 
 
-async def test_redis_that_is_too_old_is_refused(keys: Keys) -> None:
+async def test_redis_that_is_too_old_is_refused() -> None:
     """Redis 6.2 knows no script flags: the message names both versions and the setting."""
     with RedisServer(binary=old_redis()) as server:
         client = connect(server.url)
         with pytest.raises(Unusable, match=r"Redis 6\.2\.\d+ is too old: millhand needs 7\.0 or newer.*redis\.url"):
             await require_streams(client)
-        assert await ensure_group(client, keys), "only its age is wrong with it"
         await client.aclose()
 
 
@@ -211,9 +144,9 @@ async def test_server_that_loads_or_is_full_is_waited_for(redis_server: RedisSer
 
 async def test_client_never_repeats_a_command_by_itself(redis_server: RedisServer, race: Race) -> None:
     """F4: a lost reply is an error to the caller, and one entry in the stream."""
-    async with LossyProxy(redis_server.port) as proxy:
-        client = connect(proxy.url)
-        proxy.lose(b"XADD")
+    async with FaultProxy(redis_server.port) as proxy:
+        client = connect(proxy.redis_url)
+        proxy.swallow(b"XADD")
         with pytest.raises(RedisError):
             await client.xadd(race.keys.input, {"data": "{}"})
         await client.aclose()

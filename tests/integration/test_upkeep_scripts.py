@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 
 import pytest
-from redis.commands.core import AsyncScript
 from tests.integration.race import Race
 
-from millhand.stream import script
+from millhand.stream import Script
 from millhand.verdict import Delivery
 
 IDLE_MS = 3_600_000
@@ -22,14 +21,12 @@ async def held(race: Race) -> list[Delivery]:
 
 
 @pytest.fixture
-def renew(race: Race) -> AsyncScript:
+def renew(race: Race) -> Script:
     """Get the script as leases call it."""
-    return script(race.redis, "renew")
+    return Script(race.redis, "renew")
 
 
-async def beat(
-    race: Race, renew: AsyncScript, tokens: Iterable[tuple[str, int]], consumer: str = "other:w1:a"
-) -> list[str]:
+async def beat(race: Race, renew: Script, tokens: Iterable[tuple[str, int]], consumer: str = "other:w1:a") -> list[str]:
     """Renew, and return the ids that are lost."""
     parts = [part for token in tokens for part in token]
     return [lost.decode() for lost in await renew(keys=[race.keys.input], args=[race.keys.group, consumer, *parts])]
@@ -40,7 +37,7 @@ async def fresh(race: Race) -> set[str]:
     return {row.id for row in await race.pending() if row.idle_ms < IDLE_MS}
 
 
-async def test_only_the_ids_that_are_named_are_renewed(race: Race, held: list[Delivery], renew: AsyncScript) -> None:
+async def test_only_the_ids_that_are_named_are_renewed(race: Race, held: list[Delivery], renew: Script) -> None:
     """F5: what stands under the same name and was never received keeps growing idle."""
     first, second, ghost = held
 
@@ -51,9 +48,7 @@ async def test_only_the_ids_that_are_named_are_renewed(race: Race, held: list[De
     assert await race.held() == {one.id: ("other:w1:a", 1) for one in (first, second, ghost)}
 
 
-async def test_only_the_owner_with_the_right_count_can_renew(
-    race: Race, held: list[Delivery], renew: AsyncScript
-) -> None:
+async def test_only_the_owner_with_the_right_count_can_renew(race: Race, held: list[Delivery], renew: Script) -> None:
     """F6: a heartbeat neither steals an entry nor keeps it from its successor."""
     stolen, claimed_again, kept = held
     await race.steal(stolen.id, "thief:w1:b", count=1)
@@ -69,14 +64,14 @@ async def test_only_the_owner_with_the_right_count_can_renew(
     assert await race.held() == before
 
 
-async def test_settled_entries_are_lost_to_the_heartbeat(race: Race, held: list[Delivery], renew: AsyncScript) -> None:
+async def test_settled_entries_are_lost_to_the_heartbeat(race: Race, held: list[Delivery], renew: Script) -> None:
     """Who holds what is settled already is told so."""
     await race.redis.xack(race.keys.input, race.keys.group, held[0].id)
 
     assert await beat(race, renew, [(one.id, 1) for one in held]) == [held[0].id]
 
 
-async def test_heartbeat_leaves_a_deleted_entry_pending(race: Race, held: list[Delivery], renew: AsyncScript) -> None:
+async def test_heartbeat_leaves_a_deleted_entry_pending(race: Race, held: list[Delivery], renew: Script) -> None:
     """F38: claiming a deleted entry would drop it from the pending list without a word."""
     await race.redis.xdel(race.keys.input, held[0].id)
 
@@ -87,26 +82,27 @@ async def test_heartbeat_leaves_a_deleted_entry_pending(race: Race, held: list[D
 async def test_consumer_that_holds_something_is_not_retired(race: Race) -> None:
     """F39: forgetting it would destroy what it holds."""
     delivery = await race.delivered()
-    retire = script(race.redis, "retire_consumer")
+    retire = Script(race.redis, "retire_consumer")
 
-    assert await retire(keys=[race.keys.input], args=[race.keys.group, delivery.owner]) == b"lost"
+    assert await retire([race.keys.input, race.keys.totals], [race.keys.group, delivery.owner]) == b"lost"
     assert await race.held() == {delivery.id: (delivery.owner, 1)}
 
 
 async def test_consumer_that_holds_nothing_is_retired_and_once_more_does_no_harm(race: Race) -> None:
-    """F39: the name is gone after it; sent again, the answer is the same."""
+    """F39: the name is gone after it, and counted once."""
     delivery = await race.delivered()
     await race.redis.xack(race.keys.input, race.keys.group, delivery.id)
-    retire = script(race.redis, "retire_consumer")
+    retire = Script(race.redis, "retire_consumer")
 
-    for _ in range(2):
-        assert await retire(keys=[race.keys.input], args=[race.keys.group, delivery.owner]) == b"ok"
+    answers = [await retire([race.keys.input, race.keys.totals], [race.keys.group, delivery.owner]) for _ in range(2)]
+    assert answers == [b"ok", b"gone"]
     assert await race.consumers() == set()
+    assert (await race.totals())["retired"] == 1
 
 
 async def test_a_stretch_is_counted_page_by_page(race: Race) -> None:
     """The start is exclusive, the end inclusive, and a page tells where the next one starts."""
-    count_after = script(race.redis, "count_after")
+    count_after = Script(race.redis, "count_after")
     ids = [await race.add() for _ in range(7)]
 
     async def page(after: str, until: str = "+", size: int = 3) -> tuple[int, str]:
@@ -125,6 +121,6 @@ async def test_a_stream_that_is_not_there_counts_nothing(race: Race) -> None:
     """F32: no stream, no error."""
     await race.redis.delete(race.keys.input)
 
-    count, last = await script(race.redis, "count_after")(keys=[race.keys.input], args=["0-0", "+", 10])
+    count, last = await Script(race.redis, "count_after")(keys=[race.keys.input], args=["0-0", "+", 10])
 
     assert (count, last) == (0, b"")

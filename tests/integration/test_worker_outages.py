@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 from tests.conftest import StartRedis
+from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.hands import CONSUMER, sweeping, working
-from tests.integration.race import LossyProxy, Race
+from tests.integration.race import Race
 from tests.integration.test_settle import ALWAYS
 from tests.rig import RedisServer, config_for, eventually_async
 
@@ -236,7 +237,7 @@ async def enriched_at_least(race: Race, count: int) -> bool:
 async def test_worker_that_starts_without_redis_waits_for_it(
     start_redis: StartRedis, fake: FakeOllama, monkeypatch: pytest.MonkeyPatch, told: list[MutableMapping[str, Any]]
 ) -> None:
-    """F20: and creates the group when it is there."""
+    """F20: and for the janitor, who makes the group."""
     monkeypatch.setattr(worker_module, "REDIS_PAUSE_MAX_S", 0.05)
     server = start_redis({})
     server.kill()
@@ -247,7 +248,7 @@ async def test_worker_that_starts_without_redis_waits_for_it(
         server.start()
         await at_work.ready()
         client = connect(server.url)
-        race = Race(client, Keys.of(config))
+        race = await Race(client, Keys.of(config)).open()
         await race.add()
         await race.until_enriched(1)
         await client.aclose()
@@ -273,12 +274,14 @@ async def test_killed_connections_make_no_duplicates(race: Race, redis_url: str,
 
 @pytest.mark.parametrize("loss", ["XGROUP DESTROY", "DEL", "FLUSHALL"])
 async def test_group_that_vanishes_while_blocked_is_put_back_and_work_goes_on(
-    race: Race, config: Config, told: list[MutableMapping[str, Any]], loss: str
+    race: Race, redis_url: str, fake: FakeOllama, told: list[MutableMapping[str, Any]], loss: str
 ) -> None:
-    """F32: it is put back at 0, as critical: nothing that still stands in the stream is passed over."""
-    async with working(config, block_ms=1000) as at_work:
+    """F32: the janitor puts it back, as critical: nothing that still stands in the stream is passed over."""
+    config = config_for(redis_url, fake.url, QUICK)
+    async with sweeping(config) as (janitor, _), working(config, block_ms=1000) as at_work:
+        await janitor.ready()
         await at_work.ready()
-        await eventually_async(lambda: is_blocked(race))
+        await eventually_async(race.somebody_is_blocked)
         match loss:
             case "DEL":
                 await race.redis.delete(race.keys.input)
@@ -292,26 +295,21 @@ async def test_group_that_vanishes_while_blocked_is_put_back_and_work_goes_on(
     assert [row["log_level"] for row in told if row["event"] == "group.recreated"] == ["critical"]
 
 
-async def is_blocked(race: Race) -> bool:
-    """Whether somebody waits in a blocking command."""
-    return bool((await race.redis.info("clients"))["blocked_clients"])
-
-
 async def test_lost_reply_of_a_read_comes_back_although_its_reader_lives(
     race: Race, redis_server: RedisServer, fake: FakeOllama
 ) -> None:
     """F5: a ghost is not renewed by the one who never saw it; its lease runs out."""
-    async with LossyProxy(redis_server.port) as proxy:
-        config = config_for(proxy.url, fake.url, QUICK)
+    async with FaultProxy(redis_server.port) as proxy:
+        config = config_for(proxy.redis_url, fake.url, QUICK)
         async with sweeping(config), working(config, block_ms=1000) as at_work:
             await at_work.ready()
-            await eventually_async(lambda: is_blocked(race))
-            proxy.lose(b"XREADGROUP")
+            await eventually_async(race.somebody_is_blocked)
+            proxy.swallow(b"XREADGROUP")
             ids = [await race.add(str(n)) for n in range(2)]
             await race.until_enriched(2)
             await eventually_async(race.is_clean)
 
-    assert proxy.lost == 1
+    assert proxy.swallowed.total() == 1
     assert set(await race.enriched()) == set(ids)
     assert max((await race.totals()).values()) == 2
 
@@ -320,15 +318,15 @@ async def test_lost_reply_of_a_finish_makes_neither_a_duplicate_nor_a_dead_lette
     race: Race, redis_server: RedisServer, fake: FakeOllama
 ) -> None:
     """F4: sent again, the answer is `gone`, and that is success."""
-    async with LossyProxy(redis_server.port) as proxy, working(config_for(proxy.url, fake.url)) as at_work:
+    async with FaultProxy(redis_server.port) as proxy, working(config_for(proxy.redis_url, fake.url)) as at_work:
         await race.add()
         await race.until_enriched(1)
-        proxy.lose(b"ai_enrichment")
+        proxy.swallow(b"ai_enrichment")
         await race.add()
         await race.until_enriched(2)
         await eventually_async(lambda: at_work.ear.stats().get("gone") == 1)
 
-    assert proxy.lost == 1
+    assert proxy.swallowed.total() == 1
     assert await race.buried() == {}
     assert await race.is_clean()
     assert await race.totals() == {"enriched": 2}

@@ -27,11 +27,8 @@ class MemoryStream:
         self.ever = 0
         self.counted = 0  # entries that the script has looked at
 
-    def register_script(self, _: str) -> Any:
-        return self._count_after
-
-    async def _count_after(self, *, keys: list[str], args: list[Any]) -> list[Any]:
-        assert keys == ["raw"]
+    async def evalsha(self, _: str, keys_count: int, key: str, *args: Any) -> list[Any]:
+        assert (keys_count, key) == (1, "raw")
         after, until, size = _id(args[0]), args[1], int(args[2])
         page = [entry for entry in self.entries if entry > after and (until == "+" or entry <= _id(until))][:size]
         self.counted += len(page)
@@ -126,7 +123,7 @@ async def test_a_stream_that_began_anew_is_counted_anew(counted: Counted) -> Non
     counted.stream.deliver(9)
     await counted.count()
     fresh = counted.stream = MemoryStream()
-    counted.backlog._count_after = fresh.register_script("")
+    counted.backlog._count_after._redis = cast("Redis", fresh)
     fresh.add(4)
     assert await counted.count() == 4
 
@@ -177,7 +174,7 @@ async def test_a_stream_that_began_anew_before_anything_was_delivered_is_counted
     counted.stream.add(5)
     await counted.count()
     fresh = counted.stream = MemoryStream()
-    counted.backlog._count_after = fresh.register_script("")
+    counted.backlog._count_after._redis = cast("Redis", fresh)
     fresh.added = (100, 0)  # ids are made of the time
     fresh.add(7)
     assert await counted.count() == 7

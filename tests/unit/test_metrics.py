@@ -16,9 +16,21 @@ STREAMS = StreamsView(
     dead_by_reason={"timeout": 15, "malformed": 5},
     retried=9,
     handed_back=3,
+    released=4,
+    skipped=6,
+    requeued=8,
+    trimmed=30,
+    retired=2,
+    lost=13,
+    groups_recreated=1,
 )
 CHILDREN = (
-    {"name": "janitor", "state": "ready", "restarts": 1},
+    {
+        "name": "janitor",
+        "state": "ready",
+        "restarts": 1,
+        "stats": {"sweeps": 12, "sweep": {"examined": 7, "handed_back": 2}},
+    },
     {"name": "desk", "state": "ready", "restarts": 0},
     {"name": "worker-1", "state": "ready", "restarts": 4},
     {"name": "worker-2", "state": "restarting", "restarts": 2},
@@ -49,6 +61,16 @@ def test_the_metrics_say_what_the_snapshot_says() -> None:
         ("millhand_enriched_events_total", ()): 60,
         ("millhand_retries_total", ()): 9,
         ("millhand_handed_back_events_total", ()): 3,
+        ("millhand_released_events_total", ()): 4,
+        ("millhand_skipped_events_total", ()): 6,
+        ("millhand_requeued_dead_letters_total", ()): 8,
+        ("millhand_trimmed_events_total", ()): 30,
+        ("millhand_retired_consumers_total", ()): 2,
+        ("millhand_lost_events_total", ()): 13,
+        ("millhand_recreated_groups_total", ()): 1,
+        ("millhand_janitor_sweeps_total", ()): 12,
+        ("millhand_janitor_last_sweep", (("what", "examined"),)): 7,
+        ("millhand_janitor_last_sweep", (("what", "handed_back"),)): 2,
         ("millhand_restarts_total", ()): 7,
         ("millhand_success_ratio", ()): 0.75,
         ("millhand_dead_letters_total", (("reason", "timeout"),)): 15,
@@ -59,9 +81,8 @@ def test_the_metrics_say_what_the_snapshot_says() -> None:
 def test_counts_are_counters_and_states_are_gauges() -> None:
     kinds = {family.name: family.type for family in text_string_to_metric_families(render(SNAPSHOT).decode())}
     counters = {name for name, kind in kinds.items() if kind == "counter"}
-    assert counters == {
-        f"millhand_{name}" for name in ("enriched_events", "retries", "handed_back_events", "restarts", "dead_letters")
-    }
+    assert "millhand_enriched_events" in counters
+    assert counters == {name.removesuffix("_total") for name, _ in samples(SNAPSHOT) if name.endswith("_total")}
     assert set(kinds.values()) == {"counter", "gauge"}
 
 

@@ -3,6 +3,7 @@
 import ast
 import math
 from functools import cache
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from millhand.verdict import (
 )
 
 QUIET = settings(deadline=None, database=None, max_examples=50)
-POLICY = Policy(retries=3, backoff_s=1.0, backoff_max_s=60.0)
+POLICY = Policy(retries=3, backoff_s=1.0, backoff_max_s=60.0, age_max_s=3600.0)
 HALF = 0.5
 ENRICHED = Enriched(data=b"{}", hash="h")
 LATE = BadAnswer("timeout", "no complete answer within 60 s")
@@ -73,17 +74,17 @@ def attempts_until_buried(policy: Policy) -> Bury:
 
 @pytest.mark.parametrize("retries", [0, 1, 3, 100])
 def test_an_event_is_tried_once_and_then_as_often_as_the_policy_says(retries: int) -> None:
-    assert attempts_until_buried(Policy(retries, 0.0, 0.0)).attempts == 1 + retries
+    assert attempts_until_buried(Policy(retries, 0.0, 0.0, inf)).attempts == 1 + retries
 
 
 def test_attempts_are_counted_beyond_what_the_history_holds() -> None:
-    buried = attempts_until_buried(Policy(100, 0.0, 0.0))
+    buried = attempts_until_buried(Policy(100, 0.0, 0.0, inf))
     assert (buried.attempts, len(buried.history)) == (101, HISTORY_ERRORS_MAX)
 
 
 def test_the_history_holds_the_last_errors() -> None:
     history = tuple(f"error {number}" for number in range(HISTORY_ERRORS_MAX))
-    verdict = judge(delivered(50, history), Failed(LATE), Policy(100, 0.0, 0.0), HALF)
+    verdict = judge(delivered(50, history), Failed(LATE), Policy(100, 0.0, 0.0, inf), HALF)
     assert isinstance(verdict, Retry)
     assert verdict.history == (*history[1:], str(LATE))
 
@@ -105,7 +106,7 @@ def test_every_reason_can_be_the_reason_of_a_dead_letter(reason: Reason) -> None
 # -- backoff -----------------------------------------------------------------------------------------------------------
 
 POLICIES = st.builds(
-    lambda first, more: Policy(3, first, first + more), st.just(0.0) | st.floats(0.001, 600), st.floats(0, 3000)
+    lambda first, more: Policy(3, first, first + more, inf), st.just(0.0) | st.floats(0.001, 600), st.floats(0, 3000)
 )
 JITTERS = st.floats(0, 1, exclude_max=True)
 ATTEMPTS = st.integers(1, 101)
@@ -125,7 +126,7 @@ def test_a_wait_is_the_jitters_share_of_its_ceiling(attempt: int, policy: Policy
 
 
 def test_waits_double_up_to_the_limit() -> None:
-    policy = Policy(9, 1.0, 10.0)
+    policy = Policy(9, 1.0, 10.0, inf)
     assert [backoff_s(attempt, policy, HALF) * 2 for attempt in range(1, 7)] == [1, 2, 4, 8, 10, 10]
 
 

@@ -16,6 +16,8 @@ ENVIRONMENT_PREFIX = "MILLHAND_"
 ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
 CONTROL_SOCKET = "control.sock"
+OWN_KEYS = ("parked", "attempts", "redrives", "totals")  # the fleet's, after its hash tag
+SEEN = "seen:"  # what the markers of event_ids begin with, after the hash tag
 INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 
 TASK_NAME = r"[a-z][a-z0-9_]{0,39}"
@@ -48,6 +50,13 @@ class Redis(Section, frozen=True):
     output_stream: Key = ""
     dead_letter_stream: Key = ""
     group: Annotated[str, Meta(min_length=1, max_length=100)] = "enrichers"
+
+
+class Input(Section, frozen=True):
+    """What is kept of the input stream, and what counts as a repetition."""
+
+    keep_s: Annotated[float, Meta(ge=0)] = 86_400.0
+    dedupe_event_id_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
 
 
 class Model(Section, frozen=True):
@@ -93,6 +102,7 @@ class Delivery(Section, frozen=True):
     retry_backoff_s: Annotated[float, Meta(ge=0, le=600)] = 1.0
     retry_backoff_max_s: Annotated[float, Meta(ge=0, le=3600)] = 60.0
     deliveries_max: Annotated[int, Meta(ge=1, le=100)] = 3
+    age_max_s: Annotated[float, Meta(gt=0)] = math.inf
 
 
 class Janitor(Section, frozen=True):
@@ -137,6 +147,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     fleet: Fleet = Fleet()
     redis: Redis = Redis()
+    input: Input = Input()
     model: Model = Model()
     enrich: Enrich = Enrich()
     delivery: Delivery = Delivery()
@@ -211,7 +222,8 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
             yield "model.url", "must not hold a user name or password: they would end up in logs"
     streams = config.stream_names()
     tag = "{" + config.fleet.name + "}"
-    own = {f"{tag}:{key}" for key in ("parked", "attempts", "totals")} & set(streams)
+    own = {f"{tag}:{key}" for key in OWN_KEYS} & set(streams)
+    own |= {stream for stream in streams if stream.startswith(f"{tag}:{SEEN}")}
     if own:
         yield "redis.input_stream", f"{', '.join(own)} is a key that the fleet itself uses: name the stream differently"
     if len(streams) != len(set(streams)):

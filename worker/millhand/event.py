@@ -10,7 +10,8 @@ from millhand.errors import Malformed
 
 DATA = b"data"
 ENRICHMENT = "ai_enrichment"
-PASSED_ON = (b"event_id", b"traceparent")  # optional fields of the input that the output carries as they are
+EVENT_ID = b"event_id"
+PASSED_ON = (EVENT_ID, b"traceparent")  # optional fields of the input that the output carries as they are
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -56,9 +57,25 @@ def merge(event: Event, enrichment: Mapping[str, Any]) -> bytes:
     """
     if ENRICHMENT in event.payload:
         return msgspec.json.encode({**event.payload, ENRICHMENT: enrichment})
-    head = event.data.rstrip()[:-1].rstrip()
     comma = b"" if not event.payload else b","
-    return b'%b%b"%b":%b}' % (head, comma, ENRICHMENT.encode(), msgspec.json.encode(enrichment))
+    return b'%b%b"%b":%b}' % (_head(event.data), comma, ENRICHMENT.encode(), msgspec.json.encode(enrichment))
+
+
+def is_merged_from(merged: bytes, original: bytes) -> bool:
+    """Whether these bytes are what `merge` makes of the original's, with whatever enrichment."""
+    if original and merged.startswith(_head(original)):
+        return True
+    try:
+        parts = [msgspec.json.decode(data, type=dict[str, msgspec.Raw]) for data in (merged, original)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    result, source = ({name: bytes(raw) for name, raw in part.items() if name != ENRICHMENT} for part in parts)
+    return result == source
+
+
+def _head(data: bytes) -> bytes:
+    """Return an object's bytes without its closing brace."""
+    return data.rstrip()[:-1].rstrip()
 
 
 def _text(payload: dict[str, Any], paths: tuple[str, ...]) -> str:

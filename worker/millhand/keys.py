@@ -1,10 +1,11 @@
 """Every Redis key of a fleet. All carry the fleet's hash tag, so that one fleet sits in one cluster slot."""
 
+import hashlib
 from typing import Self
 
 import msgspec
 
-from millhand.config import Config
+from millhand.config import OWN_KEYS, SEEN, Config
 
 PARKED_CONSUMER = "@parked"  # owns what waits for its retry time; no process has this name
 
@@ -17,7 +18,9 @@ class Keys(msgspec.Struct, frozen=True):
     dead_letter: str
     parked: str
     attempts: str
+    redrives: str
     totals: str
+    seen_prefix: str
     group: str
 
     @classmethod
@@ -25,12 +28,16 @@ class Keys(msgspec.Struct, frozen=True):
         """Name the keys: the streams as configured, the rest after the fleet."""
         tag = "{" + config.fleet.name + "}"
         raw, enriched, dead_letter = config.stream_names()
+        own = {name: f"{tag}:{name}" for name in OWN_KEYS}
         return cls(
             input=raw,
             output=enriched,
             dead_letter=dead_letter,
-            parked=f"{tag}:parked",
-            attempts=f"{tag}:attempts",
-            totals=f"{tag}:totals",
+            **own,
+            seen_prefix=f"{tag}:{SEEN}",
             group=config.redis.group,
         )
+
+    def seen(self, event_id: bytes) -> str:
+        """Name the marker that says which entry has an event_id; the id itself may be long, or no text."""
+        return self.seen_prefix + hashlib.blake2b(event_id, digest_size=16).hexdigest()

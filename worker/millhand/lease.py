@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from millhand.keys import Keys
-from millhand.stream import RedisError, script
+from millhand.stream import RedisError, Script
 from millhand.verdict import Delivery
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Leases:
         self._keys = keys
         self._consumer = consumer
         self._lease_s = lease_s
-        self._renew = script(redis, "renew")
+        self._renew = Script(redis, "renew")
         self._held: dict[str, Lease] = {}
         self._log = log
 
@@ -87,9 +87,13 @@ class Leases:
         if not held:
             return
         token = [part for lease in held for part in (lease.delivery.id, lease.delivery.count)]
-        gone = await self._renew(keys=[self._keys.input], args=[self._keys.group, self._consumer, *token])
-        for id_bytes in gone:
-            lease = self._held.get(id_bytes.decode())
+        answer = await self._renew(keys=[self._keys.input], args=[self._keys.group, self._consumer, *token])
+        lost = [id_bytes.decode() for id_bytes in answer]
+        self._log.debug(
+            "lease.renewed", kept=[one.delivery.id for one in held if one.delivery.id not in lost], lost=lost
+        )
+        for entry_id in lost:
+            lease = self._held.get(entry_id)
             if lease is not None and lease in held:
                 self._log.info("lease.lost", id=lease.delivery.id)
                 lease.lose()

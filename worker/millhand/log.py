@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import msgspec
@@ -27,6 +28,7 @@ def configure(log: Log, process: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+            *([_on_the_monotonic_clock] if log.level == "debug" else []),
             structlog.processors.format_exc_info,
             _in_reading_order,
             renderer,
@@ -68,6 +70,12 @@ def _in_reading_order(_: Any, __: str, record: Any) -> Any:
     """Put first what an eye looks for first."""
     first = {key: record.pop(key) for key in ("timestamp", "level", "process", "event") if key in record}
     return {**first, **record}
+
+
+def _on_the_monotonic_clock(_: Any, __: str, record: Any) -> Any:
+    """Add the time by which the records of all processes of a host can be ordered, whatever the wall clock does."""
+    record["mono"] = round(time.monotonic(), 6)
+    return record
 
 
 def _json(record: Any, **_: Any) -> str:

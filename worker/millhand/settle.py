@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from redis import exceptions
 
 from millhand.keys import Keys
-from millhand.stream import RedisError, attempts_record, script
-from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Release, Retry, Verdict
+from millhand.stream import RedisError, Script, attempts_record
+from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Release, Retry, Skip, Verdict, word_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 RESEND_PAUSE_MIN_S = 0.1
 RESEND_PAUSE_MAX_S = 2.0
+BATCH_MAX = 100  # calls a round trip: the server is held up by none of them for long
 
 
 class Settled(StrEnum):
@@ -29,24 +31,44 @@ class Settled(StrEnum):
     DELETED = "deleted"  # pending, but deleted from the stream
 
 
+class _Call(NamedTuple):
+    """One script call on its way, and who waits for its answer."""
+
+    script: Script
+    keys: list[str]
+    args: list[Any]
+    answer: "asyncio.Future[Settled]"
+
+
 class Settler:
-    """Sends verdicts; every script it sends is safe to send again."""
+    """Sends verdicts; every script it sends is safe to send again.
+
+    What comes up while a round trip is under way goes out together in the next one: a lone verdict waits for nothing,
+    and a busy worker pays for one round trip where it had many to settle.
+    """
 
     def __init__(self, redis: "Redis", keys: Keys) -> None:
+        self._redis = redis
         self._keys = keys
-        self._finish = script(redis, "finish")
-        self._bury = script(redis, "bury")
-        self._park = script(redis, "park")
+        self._finish = Script(redis, "finish")
+        self._bury = Script(redis, "bury")
+        self._park = Script(redis, "park")
+        self._release = Script(redis, "release")
+        self._skip = Script(redis, "skip")
+        self._waiting: list[_Call] = []
+        self._courier: asyncio.Task[None] | None = None
 
     async def settle(self, delivery: Delivery, verdict: Verdict) -> Settled:
         """Carry a verdict out, once. Raises RedisError where it is unknown whether that happened."""
         match verdict:
             case Done(enriched):
                 return await self._write(delivery, enriched)
+            case Skip():
+                return await self._acknowledge(delivery)
             case Retry():
-                settled = await self._park_again(delivery, delivery.count, "retried", verdict)
+                settled = await self._put_aside(delivery, verdict)
             case Release():
-                settled = await self._park_again(delivery, delivery.count, "released")
+                settled = await self._let_go(delivery, delivery.count, "released")
             case Bury():
                 return await self._write_dead(delivery, verdict)
         if settled is Settled.DELETED:
@@ -54,16 +76,16 @@ class Settler:
         return settled
 
     async def hand_back(self, delivery: Delivery) -> Settled:
-        """Park a delivery that nobody holds, due at once, with one delivery spent."""
-        return await self._park_again(delivery, delivery.count + 1, "handed_back")
+        """Let go of a delivery that nobody holds, with one delivery spent."""
+        return await self._let_go(delivery, delivery.count + 1, "handed_back")
 
     async def _write(self, delivery: Delivery, enriched: Enriched) -> Settled:
         keys = self._keys
-        answer = await self._finish(
-            keys=[keys.input, keys.output, keys.parked, keys.attempts, keys.totals],
-            args=[keys.group, delivery.id, enriched.data, enriched.hash, *_flat(enriched.passed_on)],
+        return await self._send(
+            self._finish,
+            [keys.input, keys.output, keys.parked, keys.attempts, keys.redrives, keys.totals],
+            [keys.group, delivery.id, enriched.data, enriched.hash, *_flat(enriched.passed_on)],
         )
-        return Settled(answer.decode())
 
     async def _write_dead(self, delivery: Delivery, bury: Bury) -> Settled:
         keys = self._keys
@@ -75,25 +97,88 @@ class Settler:
             "consumer": delivery.owner,
             "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        answer = await self._bury(
-            keys=[keys.input, keys.dead_letter, keys.parked, keys.attempts, keys.totals],
-            args=[keys.group, delivery.id, delivery.owner, delivery.count, bury.reason.value, *_flat(record)],
+        return await self._send(
+            self._bury,
+            [keys.input, keys.dead_letter, keys.parked, keys.attempts, keys.redrives, keys.totals],
+            [keys.group, delivery.id, delivery.owner, delivery.count, bury.reason.value, *_flat(record)],
         )
-        return Settled(answer.decode())
 
-    async def _park_again(self, delivery: Delivery, count: int, total: str, retry: Retry | None = None) -> Settled:
+    async def _acknowledge(self, delivery: Delivery) -> Settled:
         keys = self._keys
-        delay_ms = round(retry.delay_s * 1000) if retry else 0
-        attempts: int | str = retry.attempts if retry else ""
-        record = attempts_record(retry.attempts, retry.history) if retry else b""
-        answer = await self._park(
-            keys=[keys.input, keys.parked, keys.attempts, keys.totals],
-            args=[
-                keys.group, delivery.id, delivery.owner, delivery.count,
-                count, delay_ms, attempts, record, total,
-            ],
-        )  # fmt: skip
-        return Settled(answer.decode())
+        return await self._send(
+            self._skip, [keys.input, keys.parked, keys.attempts, keys.redrives, keys.totals], [keys.group, delivery.id]
+        )
+
+    async def _put_aside(self, delivery: Delivery, retry: Retry) -> Settled:
+        keys = self._keys
+        record = attempts_record(retry.attempts, retry.history)
+        return await self._send(
+            self._park,
+            [keys.input, keys.parked, keys.attempts, keys.totals],
+            [keys.group, *_held(delivery), round(retry.delay_s * 1000), retry.attempts, record],
+        )
+
+    async def _let_go(self, delivery: Delivery, count: int, total: str) -> Settled:
+        keys = self._keys
+        return await self._send(
+            self._release, [keys.input, keys.parked, keys.totals], [keys.group, *_held(delivery), count, total]
+        )
+
+    # -- the round trips --------------------------------------------------------------------------------------------
+
+    async def _send(self, call: Script, keys: list[str], args: list[Any]) -> Settled:
+        answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Call(call, keys, args, answer))
+        if self._courier is None or self._courier.done():
+            self._courier = asyncio.create_task(self._carry())
+        return await answer
+
+    async def _carry(self) -> None:
+        """Make round trips until nothing waits."""
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            try:
+                replies = await self._round_trip(batch)
+            except RedisError as error:
+                replies = [error] * len(batch)
+            except BaseException:
+                for call in batch:
+                    call.answer.cancel()
+                raise
+            for call, reply in zip(batch, replies, strict=True):
+                if call.answer.done():
+                    continue  # whoever waited has been cancelled
+                if isinstance(reply, Exception):
+                    call.answer.set_exception(reply)
+                else:
+                    call.answer.set_result(Settled(reply.decode()))
+
+    async def _round_trip(self, batch: list[_Call]) -> list[Any]:
+        """Send calls together. Return an answer or an error for each; raises RedisError if no reply came."""
+        replies = await self._pipelined(batch)
+        forgotten = [place for place, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
+        if forgotten:
+            again = await self._pipelined([batch[place] for place in forgotten], in_full=True)
+            for place, reply in zip(forgotten, again, strict=True):
+                replies[place] = reply
+        if any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies):
+            await self._redis.connection_pool.disconnect()  # the address may lead to another server by now
+        return replies
+
+    async def _pipelined(self, batch: list[_Call], *, in_full: bool = False) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for call in batch:
+                if in_full:
+                    pipeline.eval(call.script.text, len(call.keys), *call.keys, *call.args)
+                else:
+                    pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+            return replies
+
+
+def _held(delivery: Delivery) -> tuple[str, str, int]:
+    """Return a delivery's id and fencing token, as the strict scripts take them."""
+    return delivery.id, delivery.owner, delivery.count
 
 
 def _flat(pairs: Mapping[Any, Any]) -> list[Any]:
@@ -109,7 +194,9 @@ def deleted(delivery: Delivery) -> Bury:
 async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, log: "FilteringBoundLogger") -> Settled:
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
     pause_s = RESEND_PAUSE_MIN_S
+    token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
     while True:
+        log.debug("settle.sent", verdict=word_of(verdict), **token)
         try:
             return await settler.settle(delivery, verdict)
         except RedisError as error:

@@ -1,5 +1,7 @@
 """The input stream: how it is connected to, read, and where a delivery comes from. The X-commands are spelled here."""
 
+import hashlib
+import time
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -9,7 +11,6 @@ from redis import asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
 
 from millhand.errors import Unusable
 from millhand.keys import Keys
@@ -61,10 +62,28 @@ async def require_streams(redis: "aioredis.Redis") -> str:
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
 
 
-def script(redis: "aioredis.Redis", name: str) -> AsyncScript:
-    """Return a script of `lua/`; it loads itself again where the server has forgotten it."""
-    text = resources.files("millhand").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-    return redis.register_script(text)
+class Script:
+    """A script of `lua/`, called by its hash, and with its text where the server has forgotten it.
+
+    Not by SCRIPT LOAD: a server that is full refuses that, but lets a script run that may.
+    """
+
+    def __init__(self, redis: "aioredis.Redis", name: str) -> None:
+        self._redis = redis
+        self.text = script_text(name)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run it. Raises RedisError."""
+        try:
+            return await self._redis.evalsha(self.sha, len(keys), *keys, *args)
+        except exceptions.NoScriptError:
+            return await self._redis.eval(self.text, len(keys), *keys, *args)
+
+
+def script_text(name: str) -> str:
+    """Return the text of a script of `lua/`."""
+    return resources.files("millhand").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
 class Stream:
@@ -74,12 +93,13 @@ class Stream:
         self._keys = keys
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
-        self._take_due = script(self._reader, "take_due")
-        self.next_due_ms = -1
+        self._take_due = Script(self._reader, "take_due")
+        self._next_due_ms = -1
+        self._clock_ms, self._clock_read_at = 0, time.monotonic()
 
     async def read(self, count: int) -> list[Delivery]:
         """Return up to `count` new entries, after waiting for the first until something parked falls due."""
-        block_ms = BLOCK_MS if self.next_due_ms < 0 else min(BLOCK_MS, max(1, self.next_due_ms))
+        block_ms = BLOCK_MS if self._next_due_ms < 0 else min(BLOCK_MS, max(1, self._next_due_ms))
         reply = await self._reader.execute_command(  # type: ignore[no-untyped-call]
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
@@ -88,39 +108,38 @@ class Stream:
         return [Delivery(entry_id.decode(), fields, self._consumer, 1) for entry_id, fields in entries]
 
     async def take_due(self, count: int) -> list[Delivery]:
-        """Return up to `count` parked entries whose time has come."""
+        """Return up to `count` parked entries whose time has come. Raises OutOfMemoryError where Redis is full."""
         keys = self._keys
-        self.next_due_ms, taken = await self._take_due(
+        self._next_due_ms, self._clock_ms, taken = await self._take_due(
             keys=[keys.input, keys.parked, keys.attempts], args=[keys.group, self._consumer, count]
         )
+        self._clock_read_at = time.monotonic()
         return [_due(*entry) for entry in taken]
 
-    async def ensure_group(self) -> bool:
-        """Create the group, and the stream, where they are not. True if that was needed.
+    def age_s(self, delivery: Delivery) -> float:
+        """Return how long ago an entry was added, both ends by Redis's own clock."""
+        now_ms = self._clock_ms + (time.monotonic() - self._clock_read_at) * 1000
+        return (now_ms - delivery.added_ms) / 1000
 
-        From 0, never `$`: what stands in the stream already is work.
-        """
-        return await ensure_group(self._reader, self._keys)
+    async def reconnect(self) -> None:
+        """Drop the connections: the next command makes new ones, to whatever the address leads to by then."""
+        await self._reader.connection_pool.disconnect()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._reader.aclose()
 
 
-async def ensure_group(redis: "aioredis.Redis", keys: Keys) -> bool:
-    """Create the group at 0 where it is not. True if that was needed."""
-    try:
-        await redis.xgroup_create(keys.input, keys.group, id="0", mkstream=True)
-    except exceptions.ResponseError as error:
-        if str(error).startswith("BUSYGROUP"):
-            return False
-        raise
-    return True
+async def first_with(redis: "aioredis.Redis", keys: Keys, event_id: bytes, delivery: Delivery, window_s: float) -> str:
+    """Return the entry that has an event_id: this one, unless another has had it for less than the window."""
+    window_ms = max(1, round(window_s * 1000))
+    first: Any = await redis.set(keys.seen(event_id), delivery.id, nx=True, get=True, px=window_ms)
+    return first.decode() if first else delivery.id
 
 
-def group_is_missing(error: BaseException) -> bool:
-    """Whether an error says that the stream or the group has vanished."""
-    return str(error).startswith(("NOGROUP", "UNBLOCKED"))
+def is_stale(error: BaseException) -> bool:
+    """Whether an error says that the connections lead to a server that no longer takes writes."""
+    return isinstance(error, exceptions.ReadOnlyError)
 
 
 class _Record(msgspec.Struct):
@@ -133,17 +152,22 @@ def attempts_record(attempts: int, history: Sequence[str]) -> bytes:
     return msgspec.json.encode(_Record(attempts, tuple(history)))
 
 
-async def attempts_of(redis: "aioredis.Redis", keys: Keys, entry_id: str) -> tuple[int, tuple[str, ...]]:
-    """Return the attempts spent on an event, and their errors."""
-    record: Any = await redis.hget(keys.attempts, entry_id)
+async def attempts_of(
+    redis: "aioredis.Redis", keys: Keys, ids: Sequence[str]
+) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Return the attempts spent on each event, and their errors."""
+    records: Any = await redis.hmget(keys.attempts, list(ids)) if ids else []
+    return {entry_id: _spent(record) for entry_id, record in zip(ids, records, strict=True)}
+
+
+def _spent(record: bytes | None) -> tuple[int, tuple[str, ...]]:
     spent = msgspec.json.decode(record, type=_Record) if record else _Record()
     return spent.attempts, spent.errors
 
 
 def _due(entry_id: bytes, owner: bytes, count: int, record: bytes, pairs: list[bytes]) -> Delivery:
-    spent = msgspec.json.decode(record, type=_Record) if record else _Record()
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    return Delivery(entry_id.decode(), fields, owner.decode(), count, spent.attempts, spent.errors)
+    return Delivery(entry_id.decode(), fields, owner.decode(), count, *_spent(record))
 
 
 def _only_stream(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

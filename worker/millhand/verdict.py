@@ -24,6 +24,7 @@ class Reason(StrEnum):
     MODEL_ERROR = "model_error"  # after all attempts: the model server fails on this event
     TIMEOUT = "timeout"  # after all attempts: no answer in time
     CRASH_LOOP = "crash_loop"  # delivered delivery.deliveries_max times, and never settled
+    EXPIRED = "expired"  # older than delivery.age_max_s before there was a record of it
     DELETED = "deleted"  # somebody deleted or trimmed it while it was pending
 
 
@@ -41,6 +42,11 @@ class Delivery(msgspec.Struct, frozen=True):
     def attempt(self) -> int:
         """The number of the attempt that comes next, from 1."""
         return self.attempts + 1
+
+    @property
+    def added_ms(self) -> int:
+        """When the entry was added, by Redis's clock, in ms since the epoch."""
+        return int(self.id.partition("-")[0])
 
 
 class Enriched(msgspec.Struct, frozen=True):
@@ -61,7 +67,19 @@ class Interrupted(msgspec.Struct, frozen=True):
     """Outcome: stopped before there was one."""
 
 
-Outcome = Enriched | Failed | Interrupted
+class Expired(msgspec.Struct, frozen=True):
+    """Outcome: too old to be asked about."""
+
+    age_s: float
+
+
+class Repeated(msgspec.Struct, frozen=True):
+    """Outcome: another entry has the same event_id."""
+
+    first: str
+
+
+Outcome = Enriched | Failed | Interrupted | Expired | Repeated
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -91,7 +109,13 @@ class Release(msgspec.Struct, frozen=True):
     """Verdict: hand it back, nothing spent."""
 
 
-Verdict = Done | Retry | Bury | Release
+class Skip(msgspec.Struct, frozen=True):
+    """Verdict: acknowledge it; the record of the entry it repeats is its own."""
+
+    first: str
+
+
+Verdict = Done | Retry | Bury | Release | Skip
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -100,6 +124,7 @@ class Policy(msgspec.Struct, frozen=True):
     retries: int
     backoff_s: float
     backoff_max_s: float
+    age_max_s: float
 
 
 def judge(delivery: Delivery, outcome: Outcome, policy: Policy, jitter: float) -> Verdict:
@@ -109,13 +134,22 @@ def judge(delivery: Delivery, outcome: Outcome, policy: Policy, jitter: float) -
             return Done(outcome)
         case Interrupted():
             return Release()
+        case Repeated(first):
+            return Skip(first)
+        case Expired(age_s):
+            detail = f"{age_s:.0f} s old, delivery.age_max_s is {policy.age_max_s:g}"
+            return Bury(Reason.EXPIRED, detail, delivery.attempts, delivery.history)
         case Failed(Malformed() as error):
             return Bury(Reason(error.reason), error.detail, delivery.attempts, delivery.history)
         case Failed(error):
-            history = (*delivery.history, str(error))[-HISTORY_ERRORS_MAX:]
-            if delivery.attempt > policy.retries:
-                return Bury(Reason(error.reason), error.detail, delivery.attempt, history)
-            return Retry(backoff_s(delivery.attempt, policy, jitter), delivery.attempt, history)
+            return _judge_failure(delivery, error, policy, jitter)
+
+
+def _judge_failure(delivery: Delivery, error: Reasoned, policy: Policy, jitter: float) -> Verdict:
+    history = (*delivery.history, str(error))[-HISTORY_ERRORS_MAX:]
+    if delivery.attempt > policy.retries:
+        return Bury(Reason(error.reason), error.detail, delivery.attempt, history)
+    return Retry(backoff_s(delivery.attempt, policy, jitter), delivery.attempt, history)
 
 
 def backoff_s(attempt: int, policy: Policy, jitter: float) -> float:
@@ -125,6 +159,11 @@ def backoff_s(attempt: int, policy: Policy, jitter: float) -> float:
     """
     ceiling_s = min(policy.backoff_s * 2.0 ** min(attempt - 1, DOUBLINGS_MAX), policy.backoff_max_s)
     return ceiling_s * jitter
+
+
+def word_of(verdict: Verdict) -> str:
+    """Return the one word for a verdict, as it stands in the log."""
+    return type(verdict).__name__.lower()
 
 
 def tell(verdict: Verdict) -> dict[str, Any]:
@@ -138,5 +177,7 @@ def tell(verdict: Verdict) -> dict[str, Any]:
             }
         case Bury():
             return {"reason": verdict.reason.value, "attempts": verdict.attempts}
+        case Skip():
+            return {"repeats": verdict.first}
         case _:
             return {}

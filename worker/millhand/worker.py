@@ -22,16 +22,38 @@ from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.stop import Stop
-from millhand.stream import RedisError, Stream, connect, group_is_missing, require_streams
+from millhand.stream import (
+    RedisError,
+    Stream,
+    connect,
+    first_with,
+    is_stale,
+    require_streams,
+)
 from millhand.tasks.catalogue import chosen_tasks
 from millhand.tasks.task import META, Questions, enrichment_hash
-from millhand.verdict import Bury, Delivery, Done, Enriched, Failed, Interrupted, Outcome, Policy, judge, tell
+from millhand.verdict import (
+    Bury,
+    Delivery,
+    Done,
+    Enriched,
+    Expired,
+    Failed,
+    Interrupted,
+    Outcome,
+    Policy,
+    Repeated,
+    Verdict,
+    judge,
+    tell,
+    word_of,
+)
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 REDIS_PAUSE_MIN_S = 0.2
-REDIS_PAUSE_MAX_S = 5.0
+REDIS_PAUSE_MAX_S = 1.0
 LOST_CALLS_MAX = 5  # an event whose call is lost so often may be what brings the model down
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
@@ -51,13 +73,14 @@ class Worker:
     """One consumer of the group. Create it inside its process and event loop."""
 
     def __init__(self, config: Config, consumer: str, stop: Stop, log: "FilteringBoundLogger") -> None:
-        keys = Keys.of(config)
+        keys = self._keys = Keys.of(config)
         self._config = config
         self._consumer = consumer
         self._stop = stop
         self._log = log
+        delivery = config.delivery
         self._policy = Policy(
-            config.delivery.retries, config.delivery.retry_backoff_s, config.delivery.retry_backoff_max_s
+            delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
         )
         self._questions = Questions(chosen_tasks(config))
         self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
@@ -71,7 +94,7 @@ class Worker:
         self._walks: set[asyncio.Task[None]] = set()
         self._settled: Counter[str] = Counter()
         self._due_turn = False
-        self._redis_away = False
+        self._redis_away: str | None = None
 
     async def run(self, pulse: Pulse) -> None:
         """Work until a stop is requested, then drain."""
@@ -100,22 +123,19 @@ class Worker:
     def stats(self) -> dict[str, Any]:
         """Return what the worker says of itself with each heartbeat."""
         away = self._gate.away
-        return {
-            "in_hand": len(self._leases),
-            "waits_for": f"{away.reason}: {away.detail}" if away else None,
-            **self._settled,
-        }
+        waits_for = f"{away.reason}: {away.detail}" if away else None
+        if self._redis_away is not None:
+            waits_for = f"redis: {self._redis_away}"
+        return {"in_hand": len(self._leases), "waits_for": waits_for, **self._settled}
 
     async def _open(self) -> bool:
         """Wait for Redis and the model. False if a stop comes first."""
         while not self._stop.requested:
             try:
-                await require_streams(self._redis)
-                await self._stream.ensure_group()
+                await self._stop.or_result(require_streams(self._redis))
                 break
             except RedisError as error:
-                self._log.warning("redis.waiting", error=str(error))
-                await self._stop.sleep(REDIS_PAUSE_MAX_S)
+                await self._wait_for_redis(error)
         while await self._gate.admit():
             with suppress(ModelAway):
                 await self._meet_model()
@@ -148,28 +168,30 @@ class Worker:
             self._slots.release()
 
     async def _next(self, count: int) -> list[Delivery]:
-        """Return up to `count` deliveries: by turns what is due and what is new, so that neither starves."""
-        self._due_turn = not self._due_turn
+        """Return up to `count` deliveries: by turns what is due and what is new, so that neither starves.
+
+        After an error it begins with what is due, because that is refused where Redis is full, and reading is not.
+        """
+        self._due_turn = not self._due_turn or self._redis_away is not None
         try:
             reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count)
             deliveries = await self._stop.by_deadline(reading) or []
         except RedisError as error:
-            await self._mend(error)
+            await self._wait_for_redis(error)
             return []
-        if self._redis_away:
-            self._redis_away = False
+        if self._redis_away is not None and not self._stop.requested:
+            self._redis_away = None
             self._log.info("redis.back")
         return deliveries
 
-    async def _mend(self, error: BaseException) -> None:
-        """Wait out a Redis that fails; put a vanished group back."""
-        if not self._redis_away:
-            self._redis_away = True
+    async def _wait_for_redis(self, error: BaseException) -> None:
+        """Tell why Redis does not do as asked, once, and give it a moment. The janitor puts a vanished group back."""
+        if self._redis_away is None:
             self._log.warning("redis.waiting", error=str(error))
-        with suppress(*RedisError):
-            if group_is_missing(error) and await self._stream.ensure_group():
-                self._log.critical("group.recreated", group=self._config.redis.group)
-        await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, 1.0))  # noqa: S311 - jitter, no secret
+        self._redis_away = str(error)
+        if is_stale(error):
+            await self._stream.reconnect()
+        await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter, no secret
 
     async def _take_up(self, deliveries: list[Delivery]) -> None:
         """Start on deliveries. A suspect, which came back from a worker that died, comes alone and is worked on alone.
@@ -181,6 +203,10 @@ class Worker:
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
         for delivery in deliveries:
+            self._log.debug(
+                "event.delivered",
+                id=delivery.id, owner=delivery.owner, count=delivery.count, attempts=delivery.attempts,
+            )  # fmt: skip
             self._start(delivery)
         if suspect:
             await self._in_hand_ended()
@@ -222,9 +248,13 @@ class Worker:
         started = time.monotonic()
         try:
             event = events.decode(delivery.fields, self._config.enrich)
+            if first := await self._repeated(delivery):
+                return Repeated(first)
             prompt = self._questions.prompt(event.text)
             lost = 0
             while await self._gate.admit():
+                if (age_s := self._stream.age_s(delivery)) > self._policy.age_max_s:
+                    return Expired(age_s)
                 try:
                     answer = await self._ask(prompt, delivery)
                 except ModelAway as away:
@@ -238,18 +268,36 @@ class Worker:
             return Failed(error)
         return Interrupted()
 
+    async def _repeated(self, delivery: Delivery) -> str | None:
+        """Return the entry whose event_id this one repeats; None where it has its own, or where that is not asked."""
+        window_s = self._config.input.dedupe_event_id_s
+        event_id = delivery.fields.get(events.EVENT_ID)
+        while window_s and event_id:
+            try:
+                first = await first_with(self._redis, self._keys, event_id, delivery, window_s)
+            except RedisError:
+                await asyncio.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
+                continue
+            return first if first != delivery.id else None
+        return None
+
     async def _ask(self, prompt: Any, delivery: Delivery) -> Answer:
         """Ask the model. Only an answer, good or bad, opens the gate: a server that loads a model lists it already."""
         if self._gate.away:
             await self._meet_model()
+        asked = {"id": delivery.id, "attempt": delivery.attempt}
+        self._log.debug("model.asked", **asked)
         try:
             answer = await self._model.generate(prompt, delivery.attempt)
         except ModelAway as away:
+            self._log.debug("model.answered", outcome=f"away: {away.reason}", **asked)
             self._gate.close(away)
             raise
-        except (BadAnswer, Malformed):
+        except (BadAnswer, Malformed) as error:
+            self._log.debug("model.answered", outcome=f"bad: {error.reason}", **asked)
             self._gate.open()
             raise
+        self._log.debug("model.answered", outcome="ok", **asked)
         self._gate.open()
         return answer
 
@@ -274,13 +322,14 @@ class Worker:
             passed_on={name: delivery.fields[name] for name in events.PASSED_ON if name in delivery.fields},
         )
 
-    def _tell(self, delivery: Delivery, verdict: Any, settled: Settled) -> None:
-        word = type(verdict).__name__.lower()
+    def _tell(self, delivery: Delivery, verdict: Verdict, settled: Settled) -> None:
+        word = word_of(verdict)
         self._settled[word if settled is Settled.OK else settled.value] += 1
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:
             say = self._log.debug
-        say("event.settled", id=delivery.id, verdict=word, settled=settled.value, count=delivery.count, **tell(verdict))
+        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
+        say("event.settled", verdict=word, settled=settled.value, **token, **tell(verdict))
 
     # -- stop -------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
-#!lua flags=allow-oom
+#!lua
 -- take_due: give a consumer the parked entries whose time has come. Their delivery count stays: a retry is no crash.
 --
 -- KEYS   1 input  2 parked  3 attempts
 -- ARGV   1 group  2 consumer  3 how many at most
--- answer {ms until the next is due or -1, {{id, owner, count, record of the attempts or '', {field, value, ...}}, ...}}
+-- answer {ms until the next is due or -1, now in ms of the server's clock,
+--         {{id, owner, count, record of the attempts or '', {field, value, ...}}, ...}}
 --
+-- The one script without allow-oom: a server that is full refuses it, and a worker that is refused reads nothing either,
+-- so that memory is left to finish what is in hand.
 -- A suspect, which came back from a worker that died (delivery count above 1), is given out alone: if it kills the next
 -- worker too, nothing else was in hand with it that could be blamed.
 -- A deleted entry is given out without fields, and stays with `@parked` since XCLAIM would drop it: its taker buries it.
@@ -38,4 +41,4 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', parked, '-inf', now, 'LIMIT', 0,
   end
 end
 local next_due = redis.call('ZRANGE', parked, 0, 0, 'WITHSCORES')[2]
-return {next_due and math.max(0, tonumber(next_due) - now) or -1, taken}
+return {next_due and math.max(0, tonumber(next_due) - now) or -1, now, taken}

@@ -1,0 +1,68 @@
+"""Which pending entries nobody renews any more: judged on our own monotonic clock, whatever the server's clock does."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A row of the pending list. `delivered_ms` is when it was delivered or renewed last, by the server's clock.
+
+    It is an absolute time and does not move when the clock jumps; None where the server cannot tell, because that time
+    lies in its future (the clock was put back).
+    """
+
+    id: str
+    owner: str
+    count: int
+    delivered_ms: int | None
+    idle_s: float
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    row: Pending
+    since_s: float  # our clock: nobody has touched the entry from then on
+
+
+class Watch:
+    """Remembers (owner, count, time of the last renewal) of each pending entry from one sweep to the next.
+
+    Idle times alone would not do: after a jump of the server's clock by +1 h every entry is idle for an hour, and after
+    one by -1 h none is idle at all for that long.
+    """
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+        self._same_within_ms = lease_s * 1000 / 10  # a renewal moves the time by a third of a lease
+        self._seen: dict[str, _Seen] = {}
+        self._swept_at_s: float | None = None
+
+    def forget(self) -> None:
+        """Begin anew: the server was away, and while it was nobody could renew anything."""
+        self._seen, self._swept_at_s = {}, None
+
+    def abandoned(self, rows: Iterable[Pending], now_s: float) -> set[str]:
+        """Take in the whole pending list; return the ids that nobody has renewed for one lease.
+
+        `now_s` in seconds of a monotonic clock.
+        """
+        seen = {}
+        for row in rows:
+            before = self._seen.get(row.id)
+            if before is None or self._touched(before.row, row):
+                seen[row.id] = _Seen(row, self._touched_at(row, now_s))
+            else:
+                seen[row.id] = before
+        self._seen, self._swept_at_s = seen, now_s
+        return {entry_id for entry_id, one in seen.items() if now_s - one.since_s >= self._lease_s}
+
+    def _touched(self, before: Pending, row: Pending) -> bool:
+        if (before.owner, before.count) != (row.owner, row.count):
+            return True
+        if row.delivered_ms is None:
+            return False  # no evidence: a living owner's next renewal will be seen
+        return before.delivered_ms is None or abs(row.delivered_ms - before.delivered_ms) > self._same_within_ms
+
+    def _touched_at(self, row: Pending, now_s: float) -> float:
+        """Return the earliest time that is proven: not before the last sweep, which saw it otherwise or not at all."""
+        return now_s if self._swept_at_s is None else max(self._swept_at_s, now_s - row.idle_s)

@@ -1,0 +1,183 @@
+"""The consumer group: where it begins, and how it is put back without a loss and without doing anything twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.exceptions import ResponseError
+from tests.integration.race import Race
+from tests.rig import eventually_async
+
+from millhand.settle import Settled, Settler
+from millhand.stream import RedisError, Stream
+from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Retry
+from millhand_fleet import restore
+from millhand_fleet.restore import Restored, restore_group
+
+CONSUMER = "here:w1:a"
+
+
+@pytest.fixture
+async def stream(race: Race, redis_url: str) -> AsyncIterator[Stream]:
+    """Read as one consumer of the group."""
+    stream = Stream(redis_url, race.keys, CONSUMER)
+    yield stream
+    await stream.close()
+
+
+def done(delivery: Delivery) -> Done:
+    """Enrich as the worker does."""
+    return Done(Enriched(delivery.fields[b"data"][:-1] + b',"ai_enrichment":{}}', "0" * 32))
+
+
+async def destroy(race: Race) -> None:
+    assert await race.redis.xgroup_destroy(race.keys.input, race.keys.group)
+
+
+async def still_to_do(stream: Stream) -> list[str]:
+    """Take everything that can be had: what is due, then what is new."""
+    due = [delivery for _ in range(50) for delivery in await stream.take_due(100)]
+    return [delivery.id for delivery in [*due, *await stream.read(1000)]]
+
+
+async def test_new_group_begins_with_the_backlog(race: Race, stream: Stream) -> None:
+    """F32: what stood in the stream before there was a group is work, whatever records other groups have left."""
+    await race.redis.flushall()
+    ids = [await race.add() for _ in range(3)]
+    await race.redis.xadd(race.keys.output, {"src": ids[0], "data": '{"text": "a fine day","ai_enrichment":{}}'})
+
+    assert await restore_group(race.redis, race.keys) == Restored("0-0")
+    assert await restore_group(race.redis, race.keys) is None
+
+    assert await still_to_do(stream) == ids
+
+
+async def test_group_is_created_with_its_stream(race: Race) -> None:
+    """A fleet may be there before its first producer."""
+    await race.redis.flushall()
+
+    assert await restore_group(race.redis, race.keys) == Restored("0-0")
+    assert await race.pending() == []
+
+
+async def test_destroyed_group_is_put_back_with_exactly_what_is_still_to_do(
+    race: Race, stream: Stream, settler: Settler
+) -> None:
+    """F32: enriched, buried, parked, in hand, waiting: only the first two have their record already."""
+    ids = [await race.add(str(n)) for n in range(8)]
+    deliveries = await race.deliver(count=6)
+    await settler.settle(deliveries[4], done(deliveries[4]))
+    await settler.settle(deliveries[0], done(deliveries[0]))
+    await settler.settle(deliveries[2], Bury(Reason.MALFORMED, "it is"))
+    await settler.settle(deliveries[1], Retry(3600.0, 1, ("timeout: late",)))
+    await destroy(race)
+
+    assert await restore_group(race.redis, race.keys) == Restored(ids[4], 2, vanished=True)
+
+    assert await still_to_do(stream) == [ids[1], ids[3], ids[5], ids[6], ids[7]]
+    assert (await race.attempts())[ids[1]]["attempts"] == 1, "what was spent stays spent"
+
+
+async def test_worker_that_had_an_event_in_hand_still_finishes_it(race: Race, stream: Stream, settler: Settler) -> None:
+    """F32: the first finisher wins, also over the vanishing of the group."""
+    mine = await race.delivered()
+    last = await race.delivered()
+    await settler.settle(last, done(last))
+    await destroy(race)
+    with pytest.raises(ResponseError, match="NOGROUP"):
+        await settler.settle(mine, done(mine))
+    await restore_group(race.redis, race.keys)
+
+    assert await settler.settle(mine, done(mine)) is Settled.OK
+
+    assert await still_to_do(stream) == []
+    assert len(await race.enriched()) == 2
+
+
+async def test_record_of_another_streams_event_with_the_same_id_is_not_taken_for_ours(
+    race: Race, stream: Stream
+) -> None:
+    """Two fleets may write to one output: an id alone proves nothing, and a loss would be worse than a repetition."""
+    entry_id = await race.add("ours")
+    await race.redis.xadd(race.keys.output, {"src": entry_id, "data": '{"text": "theirs","ai_enrichment":{}}'})
+    await race.deliver()
+    await destroy(race)
+
+    await restore_group(race.redis, race.keys)
+
+    assert await still_to_do(stream) == [entry_id]
+
+
+async def test_new_stream_under_the_old_name_is_read_from_its_beginning(
+    race: Race, stream: Stream, settler: Settler
+) -> None:
+    """F32: DEL takes the ids with it; what comes after may have smaller ones."""
+    delivery = await race.delivered()
+    await settler.settle(delivery, done(delivery))
+    await race.redis.delete(race.keys.input)
+    await race.redis.xadd(race.keys.input, {"data": '{"text": "new"}'}, id="1-1")
+
+    assert await restore_group(race.redis, race.keys) == Restored("1-1", 1, vanished=True)
+    await race.redis.xadd(race.keys.input, {"data": '{"text": "newer"}'}, id="2-1")
+
+    assert await still_to_do(stream) == ["1-1", "2-1"]
+
+
+async def test_more_holes_than_one_call_can_carry_are_read_anew(
+    race: Race, stream: Stream, settler: Settler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the last hole that fits, some are done twice rather than one not at all."""
+    monkeypatch.setattr(restore, "HOLES_MAX", 2)
+    ids = [await race.add(str(n)) for n in range(5)]
+    last = (await race.deliver(count=5))[-1]
+    await settler.settle(last, done(last))
+    await destroy(race)
+
+    assert await restore_group(race.redis, race.keys) == Restored(ids[1], 2, vanished=True)
+
+    assert await still_to_do(stream) == ids
+
+
+async def test_two_janitors_put_a_group_back_once(race: Race, stream: Stream, settler: Settler) -> None:
+    """F11: whoever is second finds it there."""
+    first, _ = await race.delivered(), await race.delivered()
+    await settler.settle(first, done(first))
+    await destroy(race)
+
+    restored = await asyncio.gather(*(restore_group(race.redis, race.keys) for _ in range(5)))
+
+    assert len([one for one in restored if one]) == 1
+    assert len(await still_to_do(stream)) == 1
+
+
+@pytest.mark.parametrize("loss", ["DEL", "XGROUP DESTROY", "FLUSHALL"])
+@pytest.mark.parametrize("blocked", [False, True], ids=["before reading", "while blocked"])
+async def test_reading_fails_while_there_is_no_group_and_goes_on_after(
+    race: Race, stream: Stream, loss: str, *, blocked: bool
+) -> None:
+    """F32: also where the group goes while the reader waits."""
+    command = {
+        "DEL": ["DEL", race.keys.input],
+        "XGROUP DESTROY": ["XGROUP", "DESTROY", race.keys.input, race.keys.group],
+        "FLUSHALL": ["FLUSHALL"],
+    }[loss]
+    reading = asyncio.create_task(stream.read(1)) if blocked else None
+    if reading:
+        await eventually_async(race.somebody_is_blocked)
+    await race.redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    with pytest.raises(RedisError, match=r"NOGROUP|UNBLOCKED"):
+        await (reading or stream.read(1))
+
+    assert await restore_group(race.redis, race.keys)
+    entry_id = await race.add()
+    assert [delivery.id for delivery in await stream.read(1)] == [entry_id]
+
+
+async def test_key_of_another_type_is_left_alone(race: Race) -> None:
+    """F36: creating a group does not cure it."""
+    await race.redis.delete(race.keys.input)
+    await race.redis.set(race.keys.input, "mine")
+
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await restore_group(race.redis, race.keys)
