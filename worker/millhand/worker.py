@@ -198,15 +198,14 @@ class Worker:
 
         So if it kills this worker too, nothing else was in hand that could be blamed.
         """
+        for delivery in deliveries:
+            token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
+            self._log.debug("event.delivered", attempts=delivery.attempts, **token)
         suspect = deliveries[0] if deliveries and deliveries[0].count > 1 else None
         if suspect:
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
         for delivery in deliveries:
-            self._log.debug(
-                "event.delivered",
-                id=delivery.id, owner=delivery.owner, count=delivery.count, attempts=delivery.attempts,
-            )  # fmt: skip
             self._start(delivery)
         if suspect:
             await self._in_hand_ended()
@@ -256,13 +255,12 @@ class Worker:
                 if (age_s := self._stream.age_s(delivery)) > self._policy.age_max_s:
                     return Expired(age_s)
                 try:
-                    answer = await self._ask(prompt, delivery)
+                    answer, results = await self._ask(prompt, delivery)
                 except ModelAway as away:
                     lost += away.lost
                     if lost == LOST_CALLS_MAX:
                         raise BadAnswer("model_error", f"{lost} calls were lost: {away.detail}") from away
                     continue
-                results = self._questions.parse(answer.content)
                 return self._enriched(delivery, event, results, answer, time.monotonic() - started)
         except (Malformed, BadAnswer) as error:
             return Failed(error)
@@ -281,14 +279,18 @@ class Worker:
             return first if first != delivery.id else None
         return None
 
-    async def _ask(self, prompt: Any, delivery: Delivery) -> Answer:
-        """Ask the model. Only an answer, good or bad, opens the gate: a server that loads a model lists it already."""
+    async def _ask(self, prompt: Any, delivery: Delivery) -> tuple[Answer, dict[str, Any]]:
+        """Ask the model, and check what it says.
+
+        Only an answer, good or bad, opens the gate: a server that still loads a model lists it already.
+        """
         if self._gate.away:
             await self._meet_model()
         asked = {"id": delivery.id, "attempt": delivery.attempt}
         self._log.debug("model.asked", **asked)
         try:
             answer = await self._model.generate(prompt, delivery.attempt)
+            results = self._questions.parse(answer.content)
         except ModelAway as away:
             self._log.debug("model.answered", outcome=f"away: {away.reason}", **asked)
             self._gate.close(away)
@@ -299,7 +301,7 @@ class Worker:
             raise
         self._log.debug("model.answered", outcome="ok", **asked)
         self._gate.open()
-        return answer
+        return answer, results
 
     def _enriched(
         self, delivery: Delivery, event: events.Event, results: dict[str, Any], answer: Answer, total_s: float
