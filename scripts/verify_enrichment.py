@@ -31,7 +31,12 @@ class Report(msgspec.Struct):
 
     enriched_count: int  # events with a valid enrichment in the output
     dead_letter_count: int  # events among the dead letters
-    input_count: int  # events ever seen: in the input, or named by a record although trimmed from it
+    input_count: (
+        int  # events ever seen: in the input, or named by a record although trimmed from it; less the following
+    )
+    superseded_count: (
+        int  # entries that repeat an event_id, or came back as new entries when their dead letter was requeued
+    )
     pending_count: int  # delivered, not settled
     undelivered_count: int  # neither settled nor delivered
     enrichment_rate: float  # enriched_count / input_count
@@ -85,8 +90,13 @@ async def verify(url: str, keys: Keys, min_rate: float) -> Report:
         buried[fields.get(b"src", entry_id.encode()).decode()] += 1
         why[fields.get(b"failure_reason", b"none given").decode(errors="replace")] += 1
     pending = await _pending(redis, keys)
+    totals = await redis.hmget(keys.totals, ["skipped", "requeued"])
     await redis.aclose()
-    return judge(inputs, written, buried, pending=pending, invalid=invalid, why=why, min_rate=min_rate)
+    superseded = sum(int(total or 0) for total in totals)
+    return judge(
+        inputs, written, buried,
+        pending=pending, superseded=superseded, invalid=invalid, why=why, min_rate=min_rate,
+    )  # fmt: skip
 
 
 def judge(
@@ -95,27 +105,36 @@ def judge(
     buried: Mapping[str, int],
     *,
     pending: int,
+    superseded: int,
     invalid: int,
     why: Mapping[str, int],
     min_rate: float,
 ) -> Report:
-    """Judge what the streams hold. Every event counts, settled or not, so that nothing hopeless can hide."""
+    """Judge what the streams hold. Every event counts, settled or not, so that nothing hopeless can hide.
+
+    `superseded` is how many entries have been acknowledged because another one stands for the same event; those that
+    were trimmed meanwhile are no longer there to be left out.
+    """
     known = set(inputs) | set(written) | set(buried)
     settled = set(written) | set(buried)
-    rate = len(written) / len(known) if known else 0.0
+    unsettled = len(known) - len(settled) - pending
+    superseded = min(superseded, max(0, unsettled))
+    events = len(known) - superseded
+    rate = len(written) / events if events else 0.0
     report = Report(
         enriched_count=len(written),
         dead_letter_count=len(buried),
-        input_count=len(known),
+        input_count=events,
+        superseded_count=superseded,
         pending_count=pending,
-        undelivered_count=max(0, len(known) - len(settled) - pending),
+        undelivered_count=max(0, unsettled - superseded),
         enrichment_rate=round(rate, 6),
         duplicates=sum(written.values()) + sum(buried.values()) - len(settled),
         invalid_records=invalid,
         dead_letter_reasons=dict(why),
     )
     if not report.enriched_count:
-        report.reasons.append("no event was enriched" if known else "the streams are empty, or have other names")
+        report.reasons.append("no event was enriched" if events else "the streams are empty, or have other names")
     elif rate < min_rate:
         report.reasons.append(f"the enrichment rate {report.enrichment_rate:.4f} is below {min_rate:g}")
     if report.duplicates:

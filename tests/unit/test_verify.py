@@ -13,7 +13,7 @@ def report(written: list[str], buried: list[str], inputs: list[str] = HUNDRED, *
     def counted(ids: list[str]) -> dict[str, int]:
         return {entry_id: ids.count(entry_id) for entry_id in ids}
 
-    defaults: dict[str, Any] = {"pending": 0, "invalid": 0, "why": {}, "min_rate": 0.95}
+    defaults: dict[str, Any] = {"pending": 0, "superseded": 0, "invalid": 0, "why": {}, "min_rate": 0.95}
     return judge(inputs, counted(written), counted(buried), **(defaults | given))
 
 
@@ -39,6 +39,15 @@ def test_a_hopeless_event_counts_whether_it_is_buried_pending_or_not_yet_read() 
     waiting = report(HUNDRED[:50], HUNDRED[50:60], pending=10)
     assert waiting.enrichment_rate == 0.5
     assert waiting.undelivered_count == 30
+
+
+def test_an_entry_for_which_another_stands_does_not_count() -> None:
+    """A repeated event_id, or the first life of a dead letter that was requeued; but no more than have no record."""
+    proven = report(HUNDRED[:90], [], superseded=10)
+    assert (proven.enrichment_rate, proven.input_count, proven.superseded_count) == (1.0, 90, 10)
+    assert proven.undelivered_count == 0
+    assert report(HUNDRED[:90], HUNDRED[90:], superseded=10).enrichment_rate == 0.9
+    assert report(HUNDRED[:80], [], pending=15, superseded=10).superseded_count == 5
 
 
 def test_events_that_were_trimmed_from_the_input_still_count() -> None:
