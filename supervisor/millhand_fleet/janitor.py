@@ -82,6 +82,7 @@ class Janitor:
         self._now = time.monotonic
         self._living = set(living)
         self._dead: set[str] = set()
+        self._blameless: set[str] = set()  # what the dead had in hand without working on it
         self._news = asyncio.Event()
         self._log = log
         self._waits_for: str | None = None
@@ -91,13 +92,14 @@ class Janitor:
         self._last: dict[str, float] = {}
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take in what the supervisor says: a worker was born, or died."""
+        """Take in what the supervisor says: a worker was born, or died with this at its gate."""
         if born := message.get("born"):
             self._living.add(born)
             self._dead.discard(born)
         if died := message.get("died"):
             self._living.discard(died)
             self._dead.add(died)
+            self._blameless |= set(message.get("at_the_gate", ()))
             self._news.set()
 
     def stats(self) -> dict[str, Any]:
@@ -193,14 +195,17 @@ class Janitor:
     async def sweep(self) -> Sweep:
         """Go once over the whole pending list. Raises RedisError; what was done until then holds."""
         sweep = Sweep()
+        asked_s, blameless = self._now(), set(self._blameless)
         rows = await self._pending()
+        now_s = self._now()
         sweep.examined = len(rows)
         await self._rehang([row.id for row in rows if row.owner == PARKED_CONSUMER], sweep)
         held = [row for row in rows if row.owner != PARKED_CONSUMER]
-        abandoned = self._watch.abandoned(held, self._now())
+        abandoned = self._watch.abandoned(held, asked_s=asked_s, now_s=now_s)
         taken = [row for row in held if row.owner in self._dead or row.id in abandoned]
         for start in range(0, len(taken), PAGE):
             await self._take_all(taken[start : start + PAGE], sweep)
+        self._blameless -= blameless - {row.id for row in rows if row.owner in self._dead}
         await self._retire_idle(sweep)
         await self._trim_finished(sweep)
         self._unsettled = len(rows) + await self._waiting()
@@ -252,14 +257,15 @@ class Janitor:
     async def _take(self, delivery: Delivery, sweep: Sweep) -> None:
         """Take a delivery from an owner that no longer works on it. One that Redis refuses does not stop the sweep."""
         budget = self._config.delivery.deliveries_max
+        blameless = delivery.owner in self._dead and delivery.id in self._blameless
         try:
-            if delivery.count >= budget:
+            if delivery.count >= budget and not blameless:
                 detail = f"delivered {delivery.count} times without an outcome (delivery.deliveries_max is {budget})"
                 bury = Bury(Reason.CRASH_LOOP, detail, delivery.attempts, delivery.history)
                 settled = await self._settle(delivery, bury)
                 sweep.buried += settled is Settled.OK
                 return
-            settled = await self._settle(delivery, None)
+            settled = await self._settle(delivery, None, spent=not blameless)
             sweep.handed_back += settled is Settled.OK
             if settled is Settled.DELETED:
                 settled = await self._settle(delivery, deleted(delivery))
@@ -269,13 +275,13 @@ class Janitor:
                 self._log.error("janitor.refused", id=delivery.id, error=str(error))
             sweep.refused += 1
 
-    async def _settle(self, delivery: Delivery, bury: Bury | None) -> Settled:
+    async def _settle(self, delivery: Delivery, bury: Bury | None, *, spent: bool = True) -> Settled:
         """Bury a delivery, or hand it back. Hand-backs are told in sum, by the sweep."""
         token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
         told = {"verdict": word_of(bury) if bury else "hand_back", **token}
         self._log.debug("settle.sent", **told)
         try:
-            settling = self._settler.settle(delivery, bury) if bury else self._settler.hand_back(delivery)
+            settling = self._settler.settle(delivery, bury) if bury else self._settler.hand_back(delivery, spent=spent)
             settled = await settling
         except RedisError as error:
             self._log.debug("settle.resending", id=delivery.id, error=str(error))

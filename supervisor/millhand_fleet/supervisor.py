@@ -140,7 +140,7 @@ class Supervisor:
             slot.child = None
             slot.last_exit = _exit_text(child.exit_code)
             if _is_worker(name):
-                self._tell_janitor({"died": child.identity})
+                self._tell_janitor({"died": child.identity, "at_the_gate": child.stats.get("at_the_gate", [])})
             if child.stopping or self._stopping:
                 self._tell.info("child.stopped", name=name, exit=slot.last_exit)
             else:
@@ -246,7 +246,7 @@ def _row(name: str, slot: Slot) -> dict[str, Any]:
     if child is not None:
         state = "stopping" if child.stopping else "ready" if child.ready or not child.spec.beats else "starting"
         row |= {"state": state, "pid": child.pid, "for_s": round(child.lived_s, 1), "identity": child.identity}
-        row |= {"stats": child.stats}
+        row |= {"stats": {name: value for name, value in child.stats.items() if name != "at_the_gate"}}
     return row
 
 

@@ -34,6 +34,7 @@ class Watch:
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._same_within_ms = lease_s * 1000 / 10  # a renewal moves the time by a third of a lease
+        self._idle_max_s = lease_s / 2  # believed at once: where the last sweep was longer ago, it may be a jump
         self._seen: dict[str, _Seen] = {}
         self._swept_at_s: float | None = None
 
@@ -41,10 +42,11 @@ class Watch:
         """Begin anew: the server was away, and while it was nobody could renew anything."""
         self._seen, self._swept_at_s = {}, None
 
-    def abandoned(self, rows: Iterable[Pending], now_s: float) -> set[str]:
+    def abandoned(self, rows: Iterable[Pending], *, asked_s: float, now_s: float) -> set[str]:
         """Take in the whole pending list; return the ids that nobody has renewed for one lease.
 
-        `now_s` in seconds of a monotonic clock.
+        `asked_s` and `now_s`, in seconds of a monotonic clock, are from before and after the list was read: while a
+        slow reply was on its way, everything may have been renewed.
         """
         seen = {}
         for row in rows:
@@ -54,7 +56,7 @@ class Watch:
             else:
                 seen[row.id] = before
         self._seen, self._swept_at_s = seen, now_s
-        return {entry_id for entry_id, one in seen.items() if now_s - one.since_s >= self._lease_s}
+        return {entry_id for entry_id, one in seen.items() if asked_s - one.since_s >= self._lease_s}
 
     def _touched(self, before: Pending, row: Pending) -> bool:
         if (before.owner, before.count) != (row.owner, row.count):
@@ -65,4 +67,6 @@ class Watch:
 
     def _touched_at(self, row: Pending, now_s: float) -> float:
         """Return the earliest time that is proven: not before the last sweep, which saw it otherwise or not at all."""
-        return now_s if self._swept_at_s is None else max(self._swept_at_s, now_s - row.idle_s)
+        if self._swept_at_s is None:
+            return now_s
+        return max(self._swept_at_s, now_s - min(row.idle_s, self._idle_max_s))

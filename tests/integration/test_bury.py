@@ -8,6 +8,7 @@ from tests.integration.race import DONE, Race
 from millhand.settle import Settled, Settler
 from millhand.verdict import Bury, Delivery, Reason, Release, Retry
 
+pytestmark = pytest.mark.every_server
 BURY = Bury(Reason.INVALID_ANSWER, "no JSON", 4, ("a", "b", "c", "d"))
 OURS = 4 * 2 + 6 * 2  # names and values that bury adds to the original's
 PAIRS_KEPT_PLAIN = 3500

@@ -7,6 +7,8 @@ from tests.integration.race import DONE, Race
 from millhand.settle import Settled, Settler
 from millhand.verdict import Bury, Done, Enriched, Reason, Release, Retry
 
+pytestmark = pytest.mark.every_server
+
 
 async def test_finish_writes_the_enriched_event_and_acknowledges_the_raw_one(race: Race, settler: Settler) -> None:
     """The output carries data, source, hash and what is passed on; nothing stays behind."""

@@ -144,7 +144,7 @@ async def test_event_of_the_dead_is_delivered_again_and_leaves_once(
     dead = await race.delivered(OLD)
     janitor.hear({"died": OLD})
     await janitor.sweep()
-    stream = Stream(redis_url, race.keys, LIVING)
+    stream = Stream(redis_url, race.keys, LIVING, 3)
     (taken,) = await stream.take_due(10)
     await stream.close()
     assert taken == Delivery(dead.id, dead.fields, LIVING, 2)
@@ -159,7 +159,7 @@ async def test_event_of_the_dead_is_delivered_again_and_leaves_once(
 async def test_attempts_survive_a_death(race: Race, janitor: Janitor, settler: Settler, redis_url: str) -> None:
     """F1: a crash spends a delivery, not an attempt, and forgets none."""
     await settler.settle(await race.delivered(OLD), Retry(0.0, 2, ("a", "b")))
-    first, second = Stream(redis_url, race.keys, OLD), Stream(redis_url, race.keys, LIVING)
+    first, second = Stream(redis_url, race.keys, OLD, 3), Stream(redis_url, race.keys, LIVING, 3)
     await first.take_due(1)
     janitor.hear({"died": OLD})
     await janitor.sweep()
@@ -320,7 +320,7 @@ async def test_neighbour_of_an_event_that_kills_its_workers_is_not_buried_with_i
         else:
             for delivery in in_hand:
                 await settler.settle(delivery, DONE)
-        stream = Stream(redis_url, race.keys, consumer)
+        stream = Stream(redis_url, race.keys, consumer, 3)
         in_hand = await stream.take_due(2)
         await stream.close()
 
@@ -332,7 +332,7 @@ async def test_release_and_retry_spend_nothing_of_the_crash_budget(
     race: Race, janitor: Janitor, settler: Settler, redis_url: str
 ) -> None:
     """F9: ten retries and drains later the event is still at its first delivery."""
-    stream = Stream(redis_url, race.keys, LIVING)
+    stream = Stream(redis_url, race.keys, LIVING, 3)
     delivery = await race.delivered(LIVING)
     for attempts in range(1, 6):
         await settler.settle(delivery, Retry(0.0, attempts, ("x",)))
@@ -343,6 +343,21 @@ async def test_release_and_retry_spend_nothing_of_the_crash_budget(
     await stream.close()
 
     assert (delivery.count, delivery.attempts) == (1, 5)
+
+
+async def test_event_that_only_waited_at_the_gate_is_not_blamed_for_the_death(race: Race, janitor: Janitor) -> None:
+    """F9: what the dead one had in hand without working on it keeps its deliveries, as often as that happens."""
+    waited, asked = await race.delivered(OLD), await race.delivered(OLD)
+    for delivery in (waited, asked):
+        await race.steal(delivery.id, OLD, count=3)
+
+    janitor.hear({"died": OLD, "at_the_gate": [waited.id]})
+
+    assert await janitor.sweep() == Sweep(examined=2, handed_back=1, buried=1, retired=1)
+    assert await race.held() == {waited.id: (PARKED, 3)}
+    assert list(await race.buried()) == [asked.id]
+    await janitor.sweep()
+    assert not janitor._blameless
 
 
 # -- what was lost ----------------------------------------------------------------------------------------------------
@@ -362,7 +377,7 @@ async def test_lost_due_times_are_put_back_from_the_pending_list(
     assert await janitor.sweep() == Sweep(examined=2)
 
     assert await race.parked() == {lost.id: 0.0, kept.id: due_ms}
-    stream = Stream(redis_url, race.keys, LIVING)
+    stream = Stream(redis_url, race.keys, LIVING, 3)
     assert [delivery.id for delivery in await stream.take_due(10)] == [lost.id]
     await stream.close()
 

@@ -14,13 +14,14 @@ from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Retry
 from millhand_fleet import restore
 from millhand_fleet.restore import Restored, restore_group
 
+pytestmark = pytest.mark.every_server
 CONSUMER = "here:w1:a"
 
 
 @pytest.fixture
 async def stream(race: Race, redis_url: str) -> AsyncIterator[Stream]:
     """Read as one consumer of the group."""
-    stream = Stream(redis_url, race.keys, CONSUMER)
+    stream = Stream(redis_url, race.keys, CONSUMER, 3)
     yield stream
     await stream.close()
 

@@ -5,22 +5,24 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.conftest import StartRedis
 from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.race import Race
-from tests.rig import RedisServer, eventually_async, old_redis
+from tests.rig import SERVERS, RedisServer, eventually_async, name_of, old_redis
 
 from millhand.errors import Unusable
 from millhand.settle import Settler
 from millhand.stream import BLOCK_MS, RedisError, Stream, connect, require_streams
 from millhand.verdict import Delivery, Retry
 
+pytestmark = pytest.mark.every_server
 CONSUMER = "here:w1:a"
 
 
 @pytest.fixture
 async def stream(race: Race, redis_url: str) -> AsyncIterator[Stream]:
     """Read as one consumer of the group."""
-    stream = Stream(redis_url, race.keys, CONSUMER)
+    stream = Stream(redis_url, race.keys, CONSUMER, 3)
     yield stream
     await stream.close()
 
@@ -79,7 +81,7 @@ async def test_lost_reply_leaves_a_ghost_that_is_not_read_again(race: Race, redi
     """F5: it is pending under our name, and our next read does not bring it."""
     entry_id = await race.add()
     async with FaultProxy(redis_server.port) as proxy:
-        stream = Stream(proxy.redis_url, race.keys, CONSUMER)
+        stream = Stream(proxy.redis_url, race.keys, CONSUMER, 3)
         proxy.swallow(b"XREADGROUP")
         with pytest.raises(RedisError):
             await stream.read(1)
@@ -94,11 +96,9 @@ async def test_lost_reply_leaves_a_ghost_that_is_not_read_again(race: Race, redi
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
-async def test_server_tells_what_it_is(race: Race) -> None:
+async def test_server_tells_what_it_is(race: Race, server_kind: str) -> None:
     """The name is the server's own, not the Redis version that Valkey claims for old clients."""
-    info = await race.redis.info("server")
-
-    assert await require_streams(race.redis) == f"Valkey {info['valkey_version']}"
+    assert await require_streams(race.redis) == name_of(SERVERS[server_kind]())
 
 
 async def test_redis_that_is_too_old_is_refused() -> None:
@@ -111,22 +111,22 @@ async def test_redis_that_is_too_old_is_refused() -> None:
 
 
 @pytest.mark.parametrize("login", [":wrong@", "nobody:wrong@", ""], ids=["password", "user", "none"])
-async def test_server_that_refuses_the_login_is_refused(login: str) -> None:
+async def test_server_that_refuses_the_login_is_refused(start_redis: StartRedis, login: str) -> None:
     """F37: a wrong password is a person's to cure, and the message says where; the password is not in it."""
-    with RedisServer({"requirepass": "secret"}) as server:
-        client = connect(server.url.replace("redis://", f"redis://{login}"))
-        with pytest.raises(Unusable, match=r"refuses the login.*redis\.url") as caught:
-            await require_streams(client)
-        await client.aclose()
+    server = start_redis({"requirepass": "secret"})
+    client = connect(server.url.replace("redis://", f"redis://{login}"))
+    with pytest.raises(Unusable, match=r"refuses the login.*redis\.url") as caught:
+        await require_streams(client)
+    await client.aclose()
     assert "wrong@" not in str(caught.value)
 
 
-async def test_right_password_lets_us_in() -> None:
+async def test_right_password_lets_us_in(start_redis: StartRedis, server_kind: str) -> None:
     """The counterpart of the refusal."""
-    with RedisServer({"requirepass": "secret"}) as server:
-        client = connect(server.url.replace("redis://", "redis://:secret@"))
-        assert (await require_streams(client)).startswith("Valkey ")
-        await client.aclose()
+    server = start_redis({"requirepass": "secret"})
+    client = connect(server.url.replace("redis://", "redis://:secret@"))
+    assert await require_streams(client) == name_of(SERVERS[server_kind]())
+    await client.aclose()
 
 
 async def test_server_that_loads_or_is_full_is_waited_for(redis_server: RedisServer, race: Race) -> None:

@@ -8,6 +8,7 @@ from tests.integration.race import Race
 from millhand.stream import Script
 from millhand.verdict import Delivery
 
+pytestmark = pytest.mark.every_server
 IDLE_MS = 3_600_000
 
 

@@ -123,11 +123,11 @@ async def test_two_workers_share_the_work_and_double_none(race: Race, config: Co
     assert len(fake.calls) == 60
 
 
-async def test_event_that_came_back_from_a_death_is_worked_on_alone(
+async def test_event_that_has_its_last_chance_is_worked_on_alone(
     race: Race, redis_url: str, fake: FakeOllama, settler: Settler
 ) -> None:
     """F9: it waits, with its lease renewed, until the hands are empty; the rest waits until it is settled."""
-    config = config_for(redis_url, fake.url, {**QUICK, "model.concurrency": 4})
+    config = config_for(redis_url, fake.url, {**QUICK, "model.concurrency": 4, "delivery.deliveries_max": 2})
     suspect = await race.add("[[fake hold]] suspect")
     (left_behind,) = await race.deliver("dead:w1:x")
     first = await race.add("[[fake hold]] first")

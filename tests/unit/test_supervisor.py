@@ -564,8 +564,9 @@ def test_nobody_is_started_while_the_fleet_stops(fleet: PaperFleet) -> None:
 def test_a_worker_that_is_killed_while_stopping_is_still_told_to_the_janitor(fleet: PaperFleet) -> None:
     fleet.supervisor.request_stop()
     fleet.tick()
+    fleet["worker-1"].stats = {"in_hand": 2, "at_the_gate": ["1-0"]}
     dead = fleet.die("worker-1")
-    assert {"died": dead.identity} in fleet["janitor"].line.sent
+    assert {"died": dead.identity, "at_the_gate": ["1-0"]} in fleet["janitor"].line.sent
 
 
 def test_a_stop_before_the_first_child_ends_at_once(new_fleet: Raise) -> None:

@@ -63,14 +63,12 @@ def merge(event: Event, enrichment: Mapping[str, Any]) -> bytes:
 
 def is_merged_from(merged: bytes, original: bytes) -> bool:
     """Whether these bytes are what `merge` makes of the original's, with whatever enrichment."""
-    if original and merged.startswith(_head(original)):
-        return True
     try:
-        parts = [msgspec.json.decode(data, type=dict[str, msgspec.Raw]) for data in (merged, original)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        enrichment: Any = msgspec.json.decode(merged, type=dict[str, msgspec.Raw])[ENRICHMENT]
+        payload = msgspec.json.decode(original, type=dict[str, Any])
+        return merge(Event(original, payload, ""), enrichment) == merged
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         return False
-    result, source = ({name: bytes(raw) for name, raw in part.items() if name != ENRICHMENT} for part in parts)
-    return result == source
 
 
 def _head(data: bytes) -> bytes:

@@ -75,9 +75,9 @@ class Settler:
             return await self._write_dead(delivery, deleted(delivery))
         return settled
 
-    async def hand_back(self, delivery: Delivery) -> Settled:
-        """Let go of a delivery that nobody holds, with one delivery spent."""
-        return await self._let_go(delivery, delivery.count + 1, "handed_back")
+    async def hand_back(self, delivery: Delivery, *, spent: bool = True) -> Settled:
+        """Let go of a delivery that nobody holds any more, with one delivery spent if the event was worked on."""
+        return await self._let_go(delivery, delivery.count + spent, "handed_back")
 
     async def _write(self, delivery: Delivery, enriched: Enriched) -> Settled:
         keys = self._keys

@@ -89,8 +89,9 @@ def script_text(name: str) -> str:
 class Stream:
     """A consumer's view of the input stream."""
 
-    def __init__(self, redis_url: str, keys: Keys, consumer: str) -> None:
+    def __init__(self, redis_url: str, keys: Keys, consumer: str, deliveries_max: int) -> None:
         self._keys = keys
+        self._deliveries_max = deliveries_max
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
         self._take_due = Script(self._reader, "take_due")
@@ -108,13 +109,18 @@ class Stream:
         return [Delivery(entry_id.decode(), fields, self._consumer, 1) for entry_id, fields in entries]
 
     async def take_due(self, count: int) -> list[Delivery]:
-        """Return up to `count` parked entries whose time has come. Raises OutOfMemoryError where Redis is full."""
+        """Return up to `count` parked entries that are due. Raises OutOfMemoryError where Redis is full."""
         keys = self._keys
         self._next_due_ms, self._clock_ms, taken = await self._take_due(
-            keys=[keys.input, keys.parked, keys.attempts], args=[keys.group, self._consumer, count]
+            keys=[keys.input, keys.parked, keys.attempts],
+            args=[keys.group, self._consumer, count, self._deliveries_max],
         )
         self._clock_read_at = time.monotonic()
         return [_due(*entry) for entry in taken]
+
+    def is_suspect(self, delivery: Delivery) -> bool:
+        """Whether a delivery came back from workers that died and has its last chance. It is given out alone."""
+        return delivery.count > 1 and delivery.count >= self._deliveries_max
 
     def age_s(self, delivery: Delivery) -> float:
         """Return how long ago an entry was added, both ends by Redis's own clock."""

@@ -84,7 +84,7 @@ class Worker:
         )
         self._questions = Questions(chosen_tasks(config))
         self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
-        self._stream = Stream(config.redis.url, keys, consumer)
+        self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
         self._settler = Settler(self._redis, keys)
         self._leases = Leases(self._redis, keys, consumer, config.delivery.lease_s, log)
         self._model = OllamaModel(config.model)
@@ -92,6 +92,7 @@ class Worker:
         self._gate = Gate(stop, log)
         self._slots = asyncio.Semaphore(config.model.concurrency)
         self._walks: set[asyncio.Task[None]] = set()
+        self._at_the_gate: set[str] = set()
         self._settled: Counter[str] = Counter()
         self._due_turn = False
         self._redis_away: str | None = None
@@ -126,7 +127,8 @@ class Worker:
         waits_for = f"{away.reason}: {away.detail}" if away else None
         if self._redis_away is not None:
             waits_for = f"redis: {self._redis_away}"
-        return {"in_hand": len(self._leases), "waits_for": waits_for, **self._settled}
+        at_the_gate = {"at_the_gate": list(self._at_the_gate)} if self._at_the_gate else {}
+        return {"in_hand": len(self._leases), "waits_for": waits_for, **at_the_gate, **self._settled}
 
     async def _open(self) -> bool:
         """Wait for Redis and the model. False if a stop comes first."""
@@ -194,14 +196,14 @@ class Worker:
         await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter, no secret
 
     async def _take_up(self, deliveries: list[Delivery]) -> None:
-        """Start on deliveries. A suspect, which came back from a worker that died, comes alone and is worked on alone.
+        """Start on deliveries. A suspect comes alone and is worked on alone.
 
-        So if it kills this worker too, nothing else was in hand that could be blamed.
+        So if it kills this worker too, nothing else was in hand that could be buried for it.
         """
         for delivery in deliveries:
             token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
             self._log.debug("event.delivered", attempts=delivery.attempts, **token)
-        suspect = deliveries[0] if deliveries and deliveries[0].count > 1 else None
+        suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
@@ -251,7 +253,7 @@ class Worker:
                 return Repeated(first)
             prompt = self._questions.prompt(event.text)
             lost = 0
-            while await self._gate.admit():
+            while await self._admitted(delivery):
                 if (age_s := self._stream.age_s(delivery)) > self._policy.age_max_s:
                     return Expired(age_s)
                 try:
@@ -265,6 +267,14 @@ class Worker:
         except (Malformed, BadAnswer) as error:
             return Failed(error)
         return Interrupted()
+
+    async def _admitted(self, delivery: Delivery) -> bool:
+        """Wait at the gate. What waits there is not worked on: if this worker dies, that is not the event's doing."""
+        self._at_the_gate.add(delivery.id)
+        try:
+            return await self._gate.admit()
+        finally:
+            self._at_the_gate.discard(delivery.id)
 
     async def _repeated(self, delivery: Delivery) -> str | None:
         """Return the entry whose event_id this one repeats; None where it has its own, or where that is not asked."""

@@ -1,0 +1,37 @@
+"""A real fleet in a storm of every fault, judged by its history; and the judge, tried on fleets with a mistake in them."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.fleet.chaos.checker import judge
+from tests.fleet.chaos.mutants import MUTANTS
+from tests.fleet.chaos.soak import FAKETIME, Plan, run
+
+SEED = 1
+STORM_S = 40.0
+MUTANT_STORM_S = 10.0
+MUTANT_SETTLES_S = 15.0
+
+
+@pytest.mark.timeout(300)
+def test_a_storm_of_every_fault_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    """F52: safety, liveness and coverage, each a verdict of its own; what was recorded is kept where pytest says."""
+    judgement = judge(run(Plan(seed=SEED, duration_s=STORM_S), tmp_path / "run"))
+
+    print(judgement)
+    assert judgement.verdict == "green", str(judgement)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_in_the_product_is_found_out(name: str, tmp_path: Path) -> None:
+    """F52: a checker that has never been red proves nothing; each mistake breaks the invariant that it should."""
+    mutant = MUTANTS[name]
+    if "clock_back" in mutant.faults and not FAKETIME.exists():
+        pytest.skip("libfaketime is not installed")
+    plan = Plan(seed=SEED, duration_s=MUTANT_STORM_S, mutant=name)
+    judgement = judge(run(msgspec.structs.replace(plan, settled_within_s=MUTANT_SETTLES_S), tmp_path / "run"))
+
+    broken = {violation.number for violation in (*judgement.safety, *judgement.liveness)}
+    assert broken & set(mutant.breaks), f"{mutant.says}: {judgement}"
