@@ -292,13 +292,12 @@ class Janitor:
 
     async def _trim_finished(self, sweep: Sweep) -> None:
         """Delete finished input that has been kept for long enough, a piece at a time."""
-        keep_s = self._config.input.keep_s
-        if math.isinf(keep_s):
+        keep_ms = self._config.input.keep_s * 1000
+        if math.isinf(keep_ms):
             return
         for _ in range(TRIM_PIECES_MAX):
-            trimmed = await self._trim(
-                keys=[self._keys.input, self._keys.totals], args=[round(keep_s * 1000), TRIM_PIECE]
-            )
+            keys = [self._keys.input, self._keys.totals, self._keys.closed]
+            trimmed = await self._trim(keys=keys, args=[keep_ms, TRIM_PIECE])
             sweep.trimmed += trimmed
             if not trimmed:
                 return

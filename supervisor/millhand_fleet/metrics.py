@@ -32,6 +32,7 @@ class SnapshotCollector(Collector):
         yield _counter("released_events", "Deliveries that stopping workers handed back.", streams.released)
         yield _counter("skipped_events", "Entries that repeated an event_id.", streams.skipped)
         yield _counter("requeued_dead_letters", "Dead letters given back to the input.", streams.requeued)
+        yield _counter("dropped_dead_letters", "Dead letters deleted for good.", streams.dropped)
         yield _counter("trimmed_events", "Finished events deleted from the input.", streams.trimmed)
         yield _counter("retired_consumers", "Consumers forgotten after their process ended.", streams.retired)
         yield _counter("lost_events", "Events gone with a stream that somebody deleted.", streams.lost)

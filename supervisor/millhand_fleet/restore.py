@@ -57,15 +57,17 @@ async def _exists(redis: "Redis", keys: Keys) -> bool:
 async def _place(redis: "Redis", keys: Keys) -> tuple[str, list[bytes]]:
     """Return the id up to which each entry of the input either has a record or is among the ids returned with it."""
     records = await _records(redis, keys)
-    newest = max(map(_order, records), default=(0, 0))
+    last_closed: Any = await redis.zrevrange(keys.closed, 0, 0)
+    newest = max(map(_order, [*records, *last_closed]), default=(0, 0))
     start, holes = BEGINNING, list[bytes]()
     async for page in _pages(redis, keys.input):
         known = [entry for entry in page if _order(entry[0]) <= newest]
-        for (entry_id, _), has_record in zip(known, await _have_records(redis, known, records), strict=True):
+        done = await _are_done(redis, keys, known, records)
+        for (entry_id, _), is_done in zip(known, done, strict=True):
             if len(holes) == HOLES_MAX:
                 return start, holes
             start = entry_id.decode()
-            if not has_record:
+            if not is_done:
                 holes.append(entry_id)
         if len(known) < len(page):
             break
@@ -79,6 +81,17 @@ async def _records(redis: "Redis", keys: Keys) -> dict[bytes, tuple[str, bytes]]
         async for page in _pages(redis, stream):
             found |= {fields[b"src"]: (stream, record_id) for record_id, fields in page if b"src" in fields}
     return found
+
+
+async def _are_done(
+    redis: "Redis", keys: Keys, entries: list[tuple[bytes, Fields]], records: Mapping[bytes, tuple[str, bytes]]
+) -> list[bool]:
+    """Return which entries have a record, or need none: repetitions, requeued and dropped dead letters."""
+    if not entries:
+        return []
+    closed: Any = await redis.zmscore(keys.closed, [entry_id.decode() for entry_id, _ in entries])
+    have_records = await _have_records(redis, entries, records)
+    return [score is not None or has_record for score, has_record in zip(closed, have_records, strict=True)]
 
 
 async def _have_records(

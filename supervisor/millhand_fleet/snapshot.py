@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 REFRESH_EVERY_S = 1.0
 RATE_OVER_S = 10.0
 HEALTH_TIMEOUT_S = 2.0
-TOTALS = ("enriched", "dead", "retried", "handed_back", "released", "skipped", "requeued", "trimmed", "retired", "lost")
+TOTALS = (
+    "enriched", "dead", "retried", "handed_back", "released", "skipped",
+    "requeued", "dropped", "trimmed", "retired", "lost",
+)  # fmt: skip
 
 
 class RedisView(msgspec.Struct, frozen=True):
@@ -48,6 +51,7 @@ class StreamsView(msgspec.Struct, frozen=True):
     released: int = 0
     skipped: int = 0  # acknowledged as repetitions of an event_id
     requeued: int = 0  # dead letters given back to the input
+    dropped: int = 0  # dead letters deleted for good
     trimmed: int = 0
     retired: int = 0  # consumers
     lost: int = 0  # events gone with a stream that somebody deleted

@@ -9,9 +9,10 @@ from tests.integration.race import Race
 from tests.rig import eventually_async
 
 from millhand.settle import Settled, Settler
-from millhand.stream import RedisError, Stream
-from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Retry
+from millhand.stream import RedisError, Script, Stream
+from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Retry, Skip
 from millhand_fleet import restore
+from millhand_fleet.deadletters import DeadLetters, Requeued, Selection
 from millhand_fleet.restore import Restored, restore_group
 
 pytestmark = pytest.mark.every_server
@@ -182,3 +183,40 @@ async def test_key_of_another_type_is_left_alone(race: Race) -> None:
 
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await restore_group(race.redis, race.keys)
+
+
+async def test_entries_that_need_no_record_any_more_do_not_come_back(
+    race: Race, stream: Stream, settler: Settler
+) -> None:
+    """F32: a repetition, a dead letter that was requeued under a new id, and one that was dropped."""
+    deliveries = [await race.delivered(CONSUMER) for _ in range(4)]
+    await settler.settle(deliveries[0], Skip("0-1"))
+    for delivery in deliveries[1:3]:
+        await settler.settle(delivery, Bury(Reason.TIMEOUT, "late"))
+    letters = DeadLetters(race.redis, race.keys, print)
+    everything = await letters.stretch(Selection())
+    requeued, dropped = [letter async for letter in letters.select(Selection(), everything)]
+    assert await letters.requeue(requeued, 3) is Requeued.OK
+    assert await letters.drop([dropped.id]) == 1
+    newest = (await race.redis.xrevrange(race.keys.input, count=1))[0][0].decode()
+    await destroy(race)
+
+    await restore_group(race.redis, race.keys)
+
+    assert await still_to_do(stream) == [deliveries[3].id, newest]
+
+
+async def test_what_needs_no_record_is_remembered_no_longer_than_it_is_in_the_input(
+    race: Race, settler: Settler
+) -> None:
+    """Memory: the trim forgets it with the entry."""
+    first, second = await race.delivered(), await race.delivered()
+    for delivery in (first, second):
+        await settler.settle(delivery, Skip("0-1"))
+    assert await race.redis.zcard(race.keys.closed) == 2
+
+    trim = Script(race.redis, "trim")
+    while await trim([race.keys.input, race.keys.totals, race.keys.closed], [0, 100]):
+        pass
+
+    assert await race.redis.zcard(race.keys.closed) == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from millhand.config import Enrich
 from millhand.errors import Malformed
-from millhand.event import ENRICHMENT, Event, decode, decode_payload, merge
+from millhand.event import ENRICHMENT, Event, decode, decode_payload, is_merged_from, merge
 
 QUIET = settings(deadline=None, database=None, max_examples=25)
 ENRICH = Enrich(event_bytes_max=8 << 20)
@@ -243,3 +243,78 @@ def test_an_enrichment_that_is_there_already_is_replaced(data: bytes) -> None:
 def test_a_member_with_a_similar_name_is_no_enrichment() -> None:
     data = b'{"AI_ENRICHMENT":1,"meta":{"ai_enrichment":2}}'
     assert merge(event_of(data), {}) == data[:-1] + b',"ai_enrichment":{}}'
+
+
+# -- whose output it is ------------------------------------------------------------------------------------------------
+
+
+@QUIET
+@given(OBJECTS, st.dictionaries(st.text(), JSON, max_size=3), SPELLINGS, BLANKS, BLANKS)
+@example({"n": 10**400}, {}, json.dumps, "", "")
+@example({ENRICHMENT: 1, "n": 10**400}, {}, json.dumps, "", "")
+@example({ENRICHMENT: 1, "a": {"b": [1]}}, {}, partial(json.dumps, indent=2), "", "")
+def test_the_output_of_an_event_is_known_as_its_own(
+    payload: dict[str, Any], enrichment: dict[str, Any], spell: Callable[[Any], str], before: str, after: str
+) -> None:
+    """F32: else the event would be enriched twice when its group is put back."""
+    data = (before + spell(payload) + after).encode()
+    assert is_merged_from(merge(event_of(data), enrichment), data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"text":"a","ai_enrichment":{"old":1},"n":1.10}',
+        b'{"text": "\\u00e9", "ai_enrichment": null}',
+        b'{"ai_enrichment":0,"a":1,"a":2}',
+        b'{"a":1E5,"ai_enrichment":0}',
+    ],
+)
+def test_the_output_of_an_event_that_was_written_anew_is_known_as_its_own(data: bytes) -> None:
+    """F32: what had an enrichment already has lost its own spelling of numbers, texts and blanks."""
+    assert is_merged_from(merge(event_of(data), {"new": 2}), data)
+
+
+@QUIET
+@given(OBJECTS, OBJECTS)
+def test_the_output_of_another_event_is_never_taken_for_ones_own(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """F32: else an event would be lost when its group is put back."""
+    merged = merge(event_of(json.dumps(other).encode()), {})
+    known = is_merged_from(merged, json.dumps(one).encode())
+    assert known == (merged == merge(event_of(json.dumps(one).encode()), {}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(b'{"text":"a"}', b'{"text":"a","n":1}', id="one member more"),
+        pytest.param(b'{"n":1}', b'{"n":12}', id="a number that goes on"),
+        pytest.param(b"{}", b'{"text":"a"}', id="empty"),
+        pytest.param(b'{"n":1,"ai_enrichment":0}', b'{"n":true,"ai_enrichment":0}', id="equal to Python"),
+        pytest.param(b'{"text":"a"}', b'{"text":"b"}', id="another text"),
+        pytest.param(b'{"text":"a","n":1}', b'{"text":"a"}', id="one member less"),
+        pytest.param(b'{"a":1,"b":2}', b'{"b":2,"a":1}', id="another order"),
+    ],
+)
+def test_an_event_that_only_begins_or_looks_the_same_is_another(one: bytes, other: bytes) -> None:
+    """F32: two fleets may write to one output, and a new stream may have the ids of an old one."""
+    assert not is_merged_from(merge(event_of(other), {"sentiment": {}}), one)
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        b"",
+        b"x",
+        b"{",
+        b"[]",
+        b'"ai_enrichment"',
+        b'{"text":"\xff"}',
+        b'{"a":' * 100_000,
+        b'{"n":' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+)
+@pytest.mark.parametrize("merged", [b"", b"x", b"[]", b"{}", b'{"ai_enrichment":1}', b'{"a":' * 100_000, b"\xff"])
+def test_what_is_no_event_has_no_output_and_does_no_harm(original: bytes, merged: bytes) -> None:
+    """F48: whatever somebody wrote into the streams."""
+    assert not is_merged_from(merged, original)

@@ -16,7 +16,7 @@ ENVIRONMENT_PREFIX = "MILLHAND_"
 ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
 CONTROL_SOCKET = "control.sock"
-OWN_KEYS = ("parked", "attempts", "redrives", "totals")  # the fleet's, after its hash tag
+OWN_KEYS = ("parked", "attempts", "redrives", "closed", "totals")  # the fleet's, after its hash tag
 SEEN = "seen:"  # what the markers of event_ids begin with, after the hash tag
 INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 

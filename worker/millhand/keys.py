@@ -19,6 +19,7 @@ class Keys(msgspec.Struct, frozen=True):
     parked: str
     attempts: str
     redrives: str
+    closed: str
     totals: str
     seen_prefix: str
     group: str

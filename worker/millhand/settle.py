@@ -106,7 +106,9 @@ class Settler:
     async def _acknowledge(self, delivery: Delivery) -> Settled:
         keys = self._keys
         return await self._send(
-            self._skip, [keys.input, keys.parked, keys.attempts, keys.redrives, keys.totals], [keys.group, delivery.id]
+            self._skip,
+            [keys.input, keys.parked, keys.attempts, keys.redrives, keys.closed, keys.totals],
+            [keys.group, delivery.id],
         )
 
     async def _put_aside(self, delivery: Delivery, retry: Retry) -> Settled:

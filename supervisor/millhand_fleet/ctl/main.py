@@ -18,6 +18,7 @@ COMMANDS = {
     "scale": "millhand_fleet.ctl.orders:scale",
     "stop": "millhand_fleet.ctl.orders:stop",
     "produce": "millhand_fleet.ctl.produce:produce",
+    "dead": "millhand_fleet.ctl.dead:dead",
     "config": "millhand_fleet.ctl.config:config",
 }
 

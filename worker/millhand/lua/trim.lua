@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- trim: delete from the input what every group of the stream has acknowledged, a bounded piece at a time.
 --
--- KEYS   1 input  2 totals
+-- KEYS   1 input  2 totals  3 closed
 -- ARGV   1 ms for which a finished entry is kept, by the time in its id  2 entries to delete at most (about)
 -- answer the number of deleted entries; 0 when there is nothing left to delete
 --
 -- Computed and applied in one script, so that no group can be created or fall back in between. What a group has not yet
 -- delivered, or has pending, bounds the trim: XTRIM itself would delete that too, without a word. A stream without a
 -- group is left alone. Safe to send again.
-local key, totals, keep_ms, limit = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
+local key, totals, closed, keep_ms, limit = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1]), ARGV[2]
 local SEQUENCE_MAX = 2 ^ 53  -- beyond it Lua cannot count one further; such an entry is kept
 
 local function split(id)
@@ -58,5 +58,8 @@ if trimmed == 0 then  -- what is left is less than one of the stream's nodes
 end
 if trimmed > 0 then
   redis.call('HINCRBY', totals, 'trimmed', trimmed)
+  local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+  local until_ms = oldest and '(' .. split(oldest[1]) or '+inf'
+  redis.call('ZREMRANGEBYSCORE', closed, '-inf', until_ms)  -- what is no longer in the input needs no remembering
 end
 return trimmed
