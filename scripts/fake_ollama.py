@@ -99,14 +99,14 @@ class FakeOllama:
 
     May be entered again in the same loop; port and journal stay. `in_flight` counts queued calls too, and
     `concurrency_max` is its peak; `running` calls have a slot, `held` ones wait for `release`; `probes` counts by path
-    the requests that were no model calls.
+    the requests that were no model calls; `refused` is how many of both were turned away.
     """
 
     def __init__(self, *, model: str = "fake:1b", port: int = 0, latency_s: float = 0.0, slots: int = 4) -> None:
         self.model, self.port, self.latency_s = model, port, latency_s
         self.calls: deque[Call] = deque(maxlen=CALLS_KEPT_MAX)
         self.probes: Counter[str] = Counter()
-        self.arrived = self.in_flight = self.concurrency_max = self.running = self.held = 0
+        self.arrived = self.refused = self.in_flight = self.concurrency_max = self.running = self.held = 0
         self.peers: set[_Connection] = set()
         self.changed, self._released = _Bell(), _Bell()
         self._slots = asyncio.Semaphore(slots)
@@ -182,6 +182,7 @@ class FakeOllama:
         if request.path in {"/api/chat", "/api/generate"}:
             return await self._serve_call(request, transport)
         outage = self._default.refuses and request.path.startswith("/api/")
+        self.refused += outage
         reply = _refusal(self._default) if outage else self._probe(request)
         pieces, must_close = _wire(reply, self._default if outage else Script())
         transport.write(b"".join(pieces))
@@ -215,6 +216,7 @@ class FakeOllama:
             call.text = ask.prompt or next((m.content for m in reversed(ask.messages) if m.role == "user"), "")
             script = self._script_for(call.text)
             if script.refuses:
+                self.refused += 1
                 await self._linger(call, script, script.delay)
                 return _refusal(script), script
             if ask.model != self.model:

@@ -62,7 +62,7 @@ class Sweep(msgspec.Struct):
     handed_back: int = 0
     buried: int = 0
     tombstoned: int = 0
-    rehung: int = 0  # parked entries whose due time had been lost
+    rehung: int = 0  # parked entries whose due time had been lost, or put off by a jump of the clock
     retired: int = 0
     trimmed: int = 0
     refused: int = 0  # entries with which Redis would not let us do what is due
@@ -86,6 +86,7 @@ class Janitor:
         self._news = asyncio.Event()
         self._log = log
         self._waits_for: str | None = None
+        self._refused: str | None = None  # for as long as a sweep leaves an entry that it may not touch
         self._backlog = Backlog(redis, self._keys.input)
         self._unsettled = 0  # events without a record, at the last sweep
         self._sweeps = 0
@@ -104,7 +105,7 @@ class Janitor:
 
     def stats(self) -> dict[str, Any]:
         """Return what the janitor says of itself with each heartbeat; `sweep` is the last one."""
-        return {"waits_for": self._waits_for, "sweeps": self._sweeps, "sweep": self._last}
+        return {"waits_for": self._waits_for or self._refused, "sweeps": self._sweeps, "sweep": self._last}
 
     async def run(self, stop: Stop, pulse: Pulse) -> None:
         """Sweep at start, whenever a worker died, and on the timer, until a stop is requested."""
@@ -113,7 +114,7 @@ class Janitor:
         ready = False
         while not stop.requested:
             self._news.clear()
-            ready = await self._try_sweep(told=not ready) or ready
+            ready = await stop.or_result(self._try_sweep(told=not ready)) or ready
             if ready:
                 pulse.send({"ready": True})
             await stop.or_result(self._until_due())
@@ -122,19 +123,22 @@ class Janitor:
         """Wait for Redis. False if a stop comes first."""
         while not stop.requested:
             try:
-                server = await require_streams(self._redis)
-                restored = await self._restore()
-                self._dead |= await self._left_behind()
+                if await stop.or_result(self._meet_redis()):
+                    return True
             except RedisError as error:
-                self._away(error)
+                await self._stand_back(error)
                 await stop.sleep(REDIS_PAUSE_S)
-                continue
-            self._waits_for = None
-            created = restored is not None
-            self._log.info("redis.connected", server=server, group=self._keys.group, group_created=created)
-            await self._warn_of_eviction()
-            return True
         return False
+
+    async def _meet_redis(self) -> bool:
+        """Find everything in its place, or put it there. Raises RedisError."""
+        server = await require_streams(self._redis)
+        created = await self._restore() is not None
+        self._dead |= await self._left_behind()
+        self._waits_for = None
+        self._log.info("redis.connected", server=server, group=self._keys.group, group_created=created)
+        await self._warn_of_eviction()
+        return True
 
     def _away(self, error: BaseException) -> None:
         """Tell that Redis does not let us, once. Nobody can renew meanwhile, so all that was seen counts no more."""
@@ -142,6 +146,12 @@ class Janitor:
             self._log.warning("redis.waiting", error=str(error), remedy="start it, or set redis.url")
         self._waits_for = f"redis: {error}"
         self._watch.forget()
+
+    async def _stand_back(self, error: BaseException) -> None:
+        """Leave Redis alone for now; find out anew where the address leads, if it took no writes."""
+        self._away(error)
+        if is_stale(error):
+            await self._redis.connection_pool.disconnect()
 
     async def _warn_of_eviction(self) -> None:
         """Say at the start that the server may throw events away."""
@@ -154,7 +164,7 @@ class Janitor:
         """Put a missing group in its place. One that had been there before did not go by itself, so that is shouted."""
         restored = await restore_group(self._redis, self._keys)
         if restored and (restored.vanished or self._sweeps):
-            lost = max(0, self._unsettled - await self._waiting() - restored.kept)
+            lost = max(restored.lost, self._unsettled - await self._waiting() - restored.kept)
             await self._redis.hincrby(self._keys.totals, "lost", lost)
             self._log.critical(
                 "group.recreated", group=self._keys.group, start=restored.start, kept=restored.kept, lost=lost
@@ -169,8 +179,11 @@ class Janitor:
         return await self._backlog.count(delivered.decode(), info)
 
     async def _until_due(self) -> None:
+        """Wait for the timer, for a worker's death, or for the moment when a lease runs out."""
+        now_s = self._now()
+        pause_s = min(self._config.janitor.every_s, self._watch.next_s(now_s) - now_s)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), self._config.janitor.every_s)
+            await asyncio.wait_for(self._news.wait(), pause_s)
 
     async def _try_sweep(self, *, told: bool) -> bool:
         """Sweep once, and tell if there was anything to tell. False if Redis did not let us."""
@@ -179,13 +192,13 @@ class Janitor:
             await self._restore()
             sweep = await self.sweep()
         except RedisError as error:
-            self._away(error)
-            if is_stale(error):
-                await self._redis.connection_pool.disconnect()
+            await self._stand_back(error)
             return False
         if self._waits_for is not None:
             self._waits_for = None
             self._log.info("redis.back")
+        if not sweep.refused:
+            self._refused = None
         self._sweeps += 1
         self._last = {**msgspec.to_builtins(sweep), "seconds": round(time.monotonic() - started, 3)}
         if told or sweep != Sweep(sweep.examined):
@@ -272,6 +285,7 @@ class Janitor:
                 sweep.tombstoned += settled is Settled.OK
         except exceptions.ResponseError as error:
             if not sweep.refused:
+                self._refused = f"redis: {error}"
                 self._log.error("janitor.refused", id=delivery.id, error=str(error))
             sweep.refused += 1
 
@@ -303,14 +317,24 @@ class Janitor:
                 return
 
     async def _rehang(self, ids: list[str], sweep: Sweep) -> None:
-        """Put parked entries that have lost their due time into the zset again, due now."""
+        """Make due now what is parked and has no due time, or one later than any retry's: the clock was put back."""
         if not ids:
             return
-        scores = await self._redis.zmscore(self._keys.parked, ids)
-        lost: dict[Any, float] = {entry_id: 0.0 for entry_id, score in zip(ids, scores, strict=True) if score is None}
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.time()
+            pipeline.zmscore(self._keys.parked, ids)
+            (seconds, _), scores = await pipeline.execute()
+        latest_ms = (seconds + 1 + self._config.delivery.retry_backoff_max_s) * 1000
+        due: list[tuple[str, float | None]] = list(zip(ids, scores, strict=True))
+        lost: dict[Any, float] = {entry_id: 0.0 for entry_id, due_ms in due if due_ms is None}
+        late: dict[Any, float] = {
+            entry_id: 0.0 for entry_id, due_ms in due if due_ms is not None and due_ms > latest_ms
+        }
         if lost:
             await self._redis.zadd(self._keys.parked, lost, nx=True)
-            sweep.rehung += len(lost)
+        if late:
+            await self._redis.zadd(self._keys.parked, late, xx=True)
+        sweep.rehung += len(lost) + len(late)
 
     async def _left_behind(self) -> set[str]:
         """Return this host's consumers of earlier lives: its one supervisor knows which live."""

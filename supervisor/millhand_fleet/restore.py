@@ -30,6 +30,7 @@ class Restored(msgspec.Struct, frozen=True):
     start: str  # its last delivered id
     kept: int = 0  # entries up to it that had no record yet
     vanished: bool = False  # there had been one before
+    lost: int = 0  # parked events that somebody had deleted from the stream: the pending list alone knew of them
 
 
 async def restore_group(redis: "Redis", keys: Keys) -> Restored | None:
@@ -38,10 +39,19 @@ async def restore_group(redis: "Redis", keys: Keys) -> Restored | None:
         return None
     vanished = bool(await redis.hexists(keys.totals, f"group:{keys.group}"))
     start, holes = await _place(redis, keys) if vanished else (BEGINNING, [])
+    lost = await _deleted_while_parked(redis, keys)
     answer = await Script(redis, "restore_group")(
         keys=[keys.input, keys.parked, keys.totals], args=[keys.group, start, *holes]
     )
-    return Restored(start, len(holes), vanished) if answer == b"ok" else None
+    return Restored(start, len(holes), vanished, lost) if answer == b"ok" else None
+
+
+async def _deleted_while_parked(redis: "Redis", keys: Keys) -> int:
+    ids: Any = await redis.zrange(keys.parked, 0, -1)
+    async with redis.pipeline(transaction=False) as pipeline:
+        for entry_id in ids:
+            pipeline.xrange(keys.input, entry_id, entry_id)
+        return sum(not found for found in await pipeline.execute())
 
 
 async def _exists(redis: "Redis", keys: Keys) -> bool:

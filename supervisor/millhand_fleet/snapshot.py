@@ -11,7 +11,7 @@ from millhand.config import Config
 from millhand.errors import Unusable
 from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.stop import Stop
-from millhand.stream import RedisError, connect, require_streams
+from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Backlog
 
 if TYPE_CHECKING:
@@ -113,18 +113,27 @@ class Observer:
     async def run(self, stop: Stop) -> None:
         """Refresh until a stop is requested."""
         while not stop.requested:
-            try:
-                server = await require_streams(self._redis)
-                durability, eviction = await self._promises()
-                redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
-                streams = await self._streams()
-            except (*RedisError, KeyError, Unusable) as error:
-                redis, streams = RedisView(error=str(error) or type(error).__name__), self.snapshot.streams
-            self.snapshot = msgspec.structs.replace(
-                self.snapshot, taken_at=time.monotonic(), redis=redis, streams=streams
-            )
+            await stop.or_result(self._refresh())
             await stop.sleep(REFRESH_EVERY_S)
         await self._redis.aclose()
+
+    async def _refresh(self) -> None:
+        try:
+            server = await require_streams(self._redis)
+            await self._require_primary()
+            durability, eviction = await self._promises()
+            redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
+            streams = await self._streams()
+        except (*RedisError, KeyError, Unusable) as error:
+            redis, streams = RedisView(error=str(error) or type(error).__name__), self.snapshot.streams
+            if is_stale(error):
+                await self._redis.connection_pool.disconnect()
+        self.snapshot = msgspec.structs.replace(self.snapshot, taken_at=time.monotonic(), redis=redis, streams=streams)
+
+    async def _require_primary(self) -> None:
+        """Raise ReadOnlyError where the server has become a replica: it answers whoever reads, and is out of date."""
+        if (await self._redis.info("replication"))["role"] != "master":
+            raise exceptions.ReadOnlyError("READONLY the server is a replica and takes no writes")
 
     async def _streams(self) -> StreamsView:
         keys = self._keys

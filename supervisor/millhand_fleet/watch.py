@@ -1,5 +1,6 @@
 """Which pending entries nobody renews any more: judged on our own monotonic clock, whatever the server's clock does."""
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -57,6 +58,11 @@ class Watch:
                 seen[row.id] = before
         self._seen, self._swept_at_s = seen, now_s
         return {entry_id for entry_id, one in seen.items() if asked_s - one.since_s >= self._lease_s}
+
+    def next_s(self, now_s: float) -> float:
+        """Return when the next lease runs out if nobody renews it; infinite where none can."""
+        ends = (one.since_s + self._lease_s for one in self._seen.values())
+        return min((end_s for end_s in ends if end_s > now_s), default=math.inf)
 
     def _touched(self, before: Pending, row: Pending) -> bool:
         if (before.owner, before.count) != (row.owner, row.count):

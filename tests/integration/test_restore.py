@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -198,7 +199,8 @@ async def test_entries_that_need_no_record_any_more_do_not_come_back(
     requeued, dropped = [letter async for letter in letters.select(Selection(), everything)]
     assert await letters.requeue(requeued, 3) is Requeued.OK
     assert await letters.drop([dropped.id]) == 1
-    newest = (await race.redis.xrevrange(race.keys.input, count=1))[0][0].decode()
+    entries: Any = await race.redis.xrevrange(race.keys.input, count=1)
+    newest = entries[0][0].decode()
     await destroy(race)
 
     await restore_group(race.redis, race.keys)

@@ -11,7 +11,9 @@ from tests.integration.race import Race
 from tests.rig import config_for, eventually_async
 
 from millhand.log import logger
+from millhand.settle import Settler
 from millhand.stream import Script, connect
+from millhand.verdict import Delivery, Skip
 from millhand_fleet import janitor as janitor_module
 from millhand_fleet.backlog import Backlog
 from millhand_fleet.janitor import Janitor
@@ -55,8 +57,8 @@ class Input:
 
     async def trim(self, keep_ms: int = 0, entries_max: int = 5000) -> int:
         """Trim a piece; return how many entries went."""
-        race = self.race
-        trimmed: int = await self._trim(keys=[self._key, race.keys.totals], args=[keep_ms, entries_max])
+        keys = [self._key, self.race.keys.totals, self.race.keys.closed]
+        trimmed: int = await self._trim(keys=keys, args=[keep_ms, entries_max])
         return trimmed
 
     async def trim_all(self, keep_ms: int = 0, entries_max: int = 5000) -> int:
@@ -197,6 +199,26 @@ async def test_finished_event_is_kept_for_its_time_by_the_servers_clock(stream: 
     assert await stream.ids() == [young]
     assert await stream.trim_all(keep_ms=0) == 1
     assert await stream.ids() == []
+
+
+async def test_what_was_settled_without_a_record_is_remembered_for_as_long_as_it_is_in_the_input(
+    stream: Input, settler: Settler
+) -> None:
+    """F32: a group that is put back must not begin with it again; what has left the input cannot come back."""
+    keys = stream.race.keys
+    await stream.add("1-1", "2-1", "2-2", "3-1")
+    await stream.deliver(4)
+    for entry_id in ("1-1", "2-1", "2-2"):
+        await settler.settle(Delivery(entry_id, {}, "c", 1), Skip("0-1"))
+    await stream.add_group(start="1-1")
+
+    assert await stream.trim_all() == 1
+
+    assert await stream.race.redis.zrange(keys.closed, 0, -1) == [b"2-1", b"2-2"]
+    await stream.acknowledge("3-1")
+    await stream.finish(3, OTHER)
+    assert await stream.trim_all() == 3
+    assert not await stream.race.redis.exists(keys.closed)
 
 
 @pytest.mark.parametrize("keep_ms", [2**53, 10**30, 10**300])
@@ -446,7 +468,9 @@ async def test_entries_added_while_others_are_trimmed_are_all_delivered(stream: 
         while len(seen) < 600:
             await Input(trimmer).trim()
 
-    await asyncio.wait_for(asyncio.gather(produce(), read(), trim()), 30)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as racers:
+        for racer in (produce(), read(), trim()):
+            racers.create_task(racer)
 
     assert seen == produced
     assert (await race.totals())["trimmed"] > 0

@@ -1,5 +1,6 @@
 """The configuration's layers, and everything it refuses."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from millhand.config import (
     CONTROL_SOCKET,
     ENVIRONMENT_FILE,
+    OWN_KEYS,
     SECTIONS,
+    SEEN,
     SOCKET_PATH_BYTES_MAX,
     Config,
     default_state_dir,
@@ -244,6 +247,16 @@ def test_a_value_of_the_wrong_type_is_refused(refused: Refuse, toml: str, expect
         ("delivery.lease_s", "inf"),
         ("delivery.retries", "101"),
         ("delivery.deliveries_max", "0"),
+        ("delivery.age_max_s", "0"),
+        ("delivery.age_max_s", "-inf"),
+        ("delivery.age_max_s", "nan"),
+        ("input.keep_s", "-0.001"),
+        ("input.keep_s", "-inf"),
+        ("input.keep_s", "nan"),
+        ("input.dedupe_event_id_s", "-1"),
+        ("input.dedupe_event_id_s", "inf"),
+        ("input.dedupe_event_id_s", "nan"),
+        ("input.dedupe_event_id_s", "31536001"),
         ("janitor.every_s", "0"),
         ("redis.group", "''"),
         ("fleet.name", "'Events'"),
@@ -257,6 +270,33 @@ def test_a_value_out_of_bounds_is_refused(refused: Refuse, key: str, value: str)
     section, name = key.split(".")
     (problem,) = refused(f"[{section}]\n{name} = {value}")
     assert problem.startswith(f"{key} (")
+
+
+@pytest.mark.parametrize(
+    "variable", ["MILLHAND_INPUT_KEEP_S", "MILLHAND_INPUT_DEDUPE_EVENT_ID_S", "MILLHAND_DELIVERY_AGE_MAX_S"]
+)
+@pytest.mark.parametrize("text", ["nan", "-nan", "-inf", "-1", "1 day", "", "1e400"])
+def test_a_time_that_is_none_is_refused_from_the_environment_too(variable: str, text: str) -> None:
+    (problem,) = refused_environment(**{variable: text})
+    assert f"({variable}): {text!r} will not do: " in problem
+
+
+@pytest.mark.parametrize(("section", "key"), [("input", "keep_s"), ("delivery", "age_max_s")])
+@pytest.mark.parametrize(("text", "seconds"), [("inf", math.inf), ("0.5", 0.5), ("1e9", 1e9)])
+def test_what_is_kept_and_how_old_an_event_may_be_have_no_limit(
+    write: Write, section: str, key: str, text: str, seconds: float
+) -> None:
+    """`inf` is how it is said that nothing is deleted, or expires; in the file as in the environment."""
+    from_file = load(write(f"[{section}]\n{key} = {text}"), {})
+    from_environment = load(None, {f"MILLHAND_{section}_{key}".upper(): text})
+    assert getattr(getattr(from_file, section), key) == seconds
+    assert getattr(getattr(from_environment, section), key) == seconds
+
+
+def test_input_is_kept_for_a_day_nothing_expires_and_no_event_id_is_remembered_by_default() -> None:
+    config = load(None, {})
+    assert (config.input.keep_s, config.input.dedupe_event_id_s) == (86_400.0, 0.0)
+    assert config.delivery.age_max_s == math.inf
 
 
 def test_a_name_that_ends_in_a_line_break_is_refused(refused: Refuse) -> None:
@@ -385,6 +425,26 @@ def test_a_stream_named_like_anothers_default_is_refused(refused: Refuse, toml: 
     """A fleet that reads what it writes never comes to an end."""
     (problem,) = refused(f"[redis]\n{toml}")
     assert "three different ones" in problem
+
+
+@pytest.mark.parametrize("stream", ["input_stream", "output_stream", "dead_letter_stream"])
+@pytest.mark.parametrize("key", [*OWN_KEYS, SEEN, f"{SEEN}0123"])
+def test_a_stream_named_like_a_key_of_the_fleets_own_is_refused(refused: Refuse, stream: str, key: str) -> None:
+    """A stream under the markers' prefix could be taken for one, and expire."""
+    (problem,) = refused(f'[fleet]\nname = "mill"\n[redis]\n{stream} = "{{mill}}:{key}"')
+    assert f"{{mill}}:{key} is a key that the fleet itself uses" in problem
+
+
+@pytest.mark.parametrize(
+    "name", ["{events}:redrives", "{events}:seen:1", "redrives", "{mill}:seen", "{mill}:redrives2"]
+)
+def test_a_stream_may_have_the_name_of_what_is_no_key_of_this_fleet(write: Write, name: str) -> None:
+    config = load(write(f'[fleet]\nname = "mill"\n[redis]\ninput_stream = "{name}"'), {})
+    assert config.stream_names()[0] == name
+
+
+def test_the_keys_of_a_fleets_own_are_these() -> None:
+    assert set(OWN_KEYS) == {"parked", "attempts", "redrives", "closed", "totals"}
 
 
 def test_a_state_directory_too_long_for_a_socket_is_refused(write: Write, refused: Refuse) -> None:

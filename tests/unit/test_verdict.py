@@ -19,17 +19,21 @@ from millhand.verdict import (
     Delivery,
     Done,
     Enriched,
+    Expired,
     Failed,
     Interrupted,
     Outcome,
     Policy,
     Reason,
     Release,
+    Repeated,
     Retry,
+    Skip,
     Verdict,
     backoff_s,
     judge,
     tell,
+    word_of,
 )
 
 QUIET = settings(deadline=None, database=None, max_examples=50)
@@ -37,6 +41,7 @@ POLICY = Policy(retries=3, backoff_s=1.0, backoff_max_s=60.0, age_max_s=3600.0)
 HALF = 0.5
 ENRICHED = Enriched(data=b"{}", hash="h")
 LATE = BadAnswer("timeout", "no complete answer within 60 s")
+TOO_OLD = "7200 s old, delivery.age_max_s is 3600"
 NO_JSON = Malformed("malformed", "`data` is not JSON")
 
 
@@ -58,6 +63,10 @@ def delivered(attempts: int = 0, history: tuple[str, ...] = ()) -> Delivery:
         (delivered(2, ("a", "b")), Failed(LATE), Retry(2.0, 3, ("a", "b", str(LATE)))),
         (delivered(3, ("a", "b", "c")), Failed(LATE), Bury(Reason.TIMEOUT, LATE.detail, 4, ("a", "b", "c", str(LATE)))),
         (delivered(7), Failed(LATE), Bury(Reason.TIMEOUT, LATE.detail, 8, (str(LATE),))),
+        (delivered(), Repeated("0-7"), Skip("0-7")),
+        (delivered(99), Repeated("0-7"), Skip("0-7")),
+        (delivered(), Expired(7200.4), Bury(Reason.EXPIRED, TOO_OLD)),
+        (delivered(2, ("a", "b")), Expired(7200.4), Bury(Reason.EXPIRED, TOO_OLD, 2, ("a", "b"))),
     ],
 )
 def test_an_outcome_has_one_verdict(delivery: Delivery, outcome: Outcome, verdict: Verdict) -> None:
@@ -140,10 +149,36 @@ def test_waits_double_up_to_the_limit() -> None:
         (Release(), {}),
         (Retry(1.23456, 2, ("a: x", "b: secret")), {"in_s": 1.235, "attempts": 2, "reason": "b"}),
         (Bury(Reason.TIMEOUT, "secret", 4, ("a",)), {"reason": "timeout", "attempts": 4}),
+        (Skip("0-7"), {"repeats": "0-7"}),
     ],
 )
 def test_the_log_gets_what_a_person_asks_first(verdict: Verdict, fields: dict[str, object]) -> None:
     assert tell(verdict) == fields
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word"),
+    [
+        (Done(ENRICHED), "done"),
+        (Release(), "release"),
+        (Retry(1.0, 1, ("a",)), "retry"),
+        (Bury(Reason.TIMEOUT, "d"), "bury"),
+        (Skip("0-7"), "skip"),
+    ],
+)
+def test_a_verdict_has_one_word_in_the_log_and_in_the_counters(verdict: Verdict, word: str) -> None:
+    assert word_of(verdict) == word
+
+
+# -- when an event was added -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry_id", "added_ms"),
+    [("0-1", 0), ("1764000000123-0", 1764000000123), ("18446744073709551615-18446744073709551615", 2**64 - 1)],
+)
+def test_an_events_id_tells_when_it_was_added(entry_id: str, added_ms: int) -> None:
+    assert Delivery(entry_id, {}, "host:w1:ab", 1).added_ms == added_ms
 
 
 # -- the fixed list of reasons -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from millhand.keys import Keys
-from millhand.stream import RedisError, Script
+from millhand.stream import RedisError, Script, is_stale
 from millhand.verdict import Delivery
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Leases:
     """
 
     def __init__(self, redis: "Redis", keys: Keys, consumer: str, lease_s: float, log: "FilteringBoundLogger") -> None:
+        self._redis = redis
         self._keys = keys
         self._consumer = consumer
         self._lease_s = lease_s
@@ -79,6 +80,8 @@ class Leases:
             except RedisError as error:
                 pause_s = min(every_s / 10, AGAIN_AFTER_S)
                 self._log.debug("lease.not_renewed", held=len(self._held), error=str(error))
+                if is_stale(error):
+                    await self._redis.connection_pool.disconnect()
             await asyncio.sleep(max(pause_s - (time.monotonic() - started), every_s / 10))
 
     async def renew(self) -> None:

@@ -55,6 +55,7 @@ class Settler:
         self._park = Script(redis, "park")
         self._release = Script(redis, "release")
         self._skip = Script(redis, "skip")
+        self.resending: dict[str, str] = {}  # id -> why not yet, of the deliveries whose verdict is sent again
         self._waiting: list[_Call] = []
         self._courier: asyncio.Task[None] | None = None
 
@@ -197,12 +198,16 @@ async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, 
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
     pause_s = RESEND_PAUSE_MIN_S
     token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-    while True:
-        log.debug("settle.sent", verdict=word_of(verdict), **token)
-        try:
-            return await settler.settle(delivery, verdict)
-        except RedisError as error:
-            say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
-            say("settle.resending", id=delivery.id, error=str(error), in_s=pause_s)
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)
+    try:
+        while True:
+            log.debug("settle.sent", verdict=word_of(verdict), **token)
+            try:
+                return await settler.settle(delivery, verdict)
+            except RedisError as error:
+                settler.resending[delivery.id] = str(error)
+                say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
+                say("settle.resending", id=delivery.id, error=str(error), in_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)
+    finally:
+        settler.resending.pop(delivery.id, None)

@@ -125,8 +125,10 @@ class Worker:
         """Return what the worker says of itself with each heartbeat."""
         away = self._gate.away
         waits_for = f"{away.reason}: {away.detail}" if away else None
-        if self._redis_away is not None:
-            waits_for = f"redis: {self._redis_away}"
+        refusals = [self._redis_away, *self._settler.resending.values()]
+        refused = next((error for error in refusals if error is not None), None)
+        if refused is not None:
+            waits_for = f"redis: {refused}"
         at_the_gate = {"at_the_gate": list(self._at_the_gate)} if self._at_the_gate else {}
         return {"in_hand": len(self._leases), "waits_for": waits_for, **at_the_gate, **self._settled}
 

@@ -142,7 +142,7 @@ class Producer(Actor):
         self.produced = 0
 
     def order(self, text: str) -> None:
-        """Let the next event have this text."""
+        """Let the next event that is surely added have this text."""
         self._ordered.put(text)
 
     def work(self) -> None:
@@ -156,7 +156,8 @@ class Producer(Actor):
         self._redis.close()
 
     def _produce(self, n: int) -> None:
-        data = self._data(n)
+        ordered = None if self._ordered.empty() else self._ordered.get()
+        data = self._data(n, ordered)
         told: dict[str, Any] = {"n": n, "sha": hashlib.sha256(data).hexdigest()}
         try:
             entry_id: Any = self._redis.xadd(self._stream, {"data": data}, **self._options)
@@ -166,9 +167,12 @@ class Producer(Actor):
             self._scribe.tell("event.produced", outcome="fail", **told)
         else:
             self._scribe.tell("event.produced", outcome="ok", id=entry_id.decode(), **told)
+            return
+        if ordered:
+            self._ordered.put(ordered)
 
-    def _data(self, n: int) -> bytes:
-        text = self._ordered.get() if not self._ordered.empty() else self._random.choice(self._texts)
+    def _data(self, n: int, ordered: str | None) -> bytes:
+        text = ordered or self._random.choice(self._texts)
         if text == "not JSON":
             return b"\xff\xfe{event %d" % n
         return json.dumps({"n": n, "text": f"event {n} {text}"}).encode()

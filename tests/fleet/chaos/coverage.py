@@ -12,7 +12,6 @@ from tests.fleet.chaos.records import (
     GroupRecreated,
     Record,
     RedisWaiting,
-    Renewed,
     Resending,
     Scaled,
     Settled,
@@ -67,12 +66,6 @@ def _all_gone_unseen(run: Timeline, fault: Fault) -> bool:
     return any(life.end == "unseen" and life.began_s <= fault.began_s < life.ended_s for life in run.lives)
 
 
-def _lost_its_lease(record: Record) -> bool:
-    return (isinstance(record, Renewed) and bool(record.lost)) or (
-        isinstance(record, Settled) and record.settled in {"lost", "gone"}
-    )
-
-
 def _still(run: Timeline, fault: Fault) -> bool:
     """Whether nothing was settled while it lasted; what was under way when it began may still have been."""
     return not any(fault.began_s + UNDER_WAY_S < record.mono < fault.ended_s for record in run.all(Settled))
@@ -88,17 +81,17 @@ REDIS_TROUBLE = _recorded(lambda record: isinstance(record, RedisWaiting | Resen
 # How a fault shows that it took effect; of a class that is not here the records tell nothing.
 PROOFS: dict[str, Proof] = {
     "kill_worker": _recorded(lambda record: _died(record, "worker-")),
-    "freeze_worker": _recorded(lambda record: _lost_its_lease(record) or _died(record, "worker-")),
-    "block_worker": _recorded(lambda record: _lost_its_lease(record) or _died(record, "worker-")),
-    "poison": lambda run, _: _is_buried(run, "crash_loop"),
+    "freeze_worker": _felt,
+    "block_worker": lambda run, _: _is_buried(run, "crash_loop", b"[[block]]"),
+    "poison": lambda run, _: _is_buried(run, "crash_loop", b"[[poison]]"),
     "kill_janitor": _recorded(lambda record: _died(record, "janitor")),
     "kill_supervisor": _all_gone_unseen,
     "scale": _recorded(lambda record: isinstance(record, Scaled)),
-    "kill_connections": REDIS_TROUBLE,
-    "reset": REDIS_TROUBLE,
+    "kill_connections": _felt,
+    "reset": _felt,
     "swallow": REDIS_TROUBLE,
     "black_hole": _felt,
-    "kill_redis": REDIS_TROUBLE,
+    "kill_redis": _felt,
     "freeze_redis": REDIS_TROUBLE,
     "pause_redis": _still,
     "busy_script": _felt,
@@ -108,7 +101,7 @@ PROOFS: dict[str, Proof] = {
     "disk_full": REDIS_TROUBLE,
     "revoke_permission": _felt,
     "delete_entries": lambda run, _: _is_buried(run, "deleted"),
-    "lose_parked": _recorded(lambda record: isinstance(record, Swept) and record.rehung > 0),
+    "lose_parked": _felt,
     "destroy_group": _recorded(lambda record: isinstance(record, GroupRecreated)),
     "rollback": REDIS_TROUBLE,
     "flush": _recorded(lambda record: isinstance(record, GroupRecreated)),
@@ -122,8 +115,9 @@ PROOFS: dict[str, Proof] = {
 # -- sights ------------------------------------------------------------------------------------------------------------
 
 
-def _is_buried(run: Timeline, reason: str) -> bool:
-    return any(ours(entry.fields, "failure_reason") == reason for entries in run.dead.values() for entry in entries)
+def _is_buried(run: Timeline, reason: str, text: bytes = b"") -> bool:
+    letters = (entry.fields for entries in run.dead.values() for entry in entries)
+    return any(ours(one, "failure_reason") == reason and text in one.get(b"data", b"") for one in letters)
 
 
 def _ghost(run: Timeline) -> bool:

@@ -18,17 +18,14 @@ NOT_IN_TIME = (*STANDSTILL, Effect.REDIS_SHAKY)
 def progress(run: Timeline) -> Iterator[Finding]:
     """16: events are settled in every window in which Redis and the model can be reached and the fleet stands.
 
-    That is a stretch without such a fault, which begins when there has been time to recover from the last. Nothing is
-    asked of windows in which there was nothing to do.
+    Such a window begins when there has been time to recover from the last fault, or to start. Nothing is asked of one
+    in which there was nothing to do.
     """
     terms = run.terms
-    started_s, produced_s = run.first_s(ChildStarted) or 0.0, sorted(one.mono for one in run.produced.values())
-    if not produced_s:
-        return
-    begun_s = max(produced_s[0], started_s) + terms.recovery_s
-    until_s = run.drained_s if run.drained_s is not None else run.end_s
-    settled_s = sorted(settled_for_good_s(run, entry_id) for entry_id in run.produced)
-    for free_s, busy_s in run.calm(begun_s, until_s, STANDSTILL, after_s=terms.recovery_s):
+    ends_s = {entry_id: end_s for entry_id in run.produced if (end_s := _settled_s(run, entry_id)) is not None}
+    settled_s, produced_s = sorted(ends_s.values()), sorted(run.produced[entry_id].mono for entry_id in ends_s)
+    begun_s = (run.first_s(ChildStarted) or 0.0) + terms.recovery_s
+    for free_s, busy_s in run.calm(begun_s, run.end_s, STANDSTILL, after_s=terms.recovery_s):
         for window in range(int((busy_s - free_s) // terms.progress_window_s)):
             start_s = free_s + window * terms.progress_window_s
             end_s = start_s + terms.progress_window_s
@@ -38,12 +35,11 @@ def progress(run: Timeline) -> Iterator[Finding]:
                 yield Finding(f"{settled} of {waited} events were settled from {start_s:.3f} to {end_s:.3f}")
 
 
-def settled_for_good_s(run: Timeline, entry_id: str) -> float:
-    """Return when an event was settled. Where the answer died with its worker, that is when it was last heard of."""
-    answered_s = min((act.answered_s for act in run.acts_on(entry_id) if act.ends_the_event), default=math.inf)
-    if answered_s == math.inf and run.has_record(entry_id) and entry_id in run.stories:
-        return run.stories[entry_id][-1].mono
-    return answered_s
+def _settled_s(run: Timeline, entry_id: str) -> float | None:
+    """Return when an event was settled, infinity if it waits; None where the answer died with its worker."""
+    if entry_id in run.waiting:
+        return math.inf
+    return min((act.answered_s for act in run.acts_on(entry_id) if act.ends_the_event), default=None)
 
 
 def drains_after_healing(run: Timeline) -> Iterator[Finding]:
@@ -64,8 +60,6 @@ def handed_on(run: Timeline) -> Iterator[Finding]:
     """
     terms = run.terms
     for life in run.lives:
-        if not is_worker(life.name) or life.end == "none":
-            continue
         promised_s = terms.lease_s + terms.sweep_s if life.end == "unseen" else terms.handover_s_max
         deadline_s = life.ended_s + promised_s + terms.slack_s
         if deadline_s > run.end_s or not run.is_calm(life.ended_s, deadline_s, NOT_IN_TIME, after_s=terms.recovery_s):
@@ -89,7 +83,7 @@ def handover_delays_s(run: Timeline) -> list[float]:
     """Return how long after a worker had died each event that it held was in another's hands."""
     delays = []
     for life in run.lives:
-        if is_worker(life.name) and life.end == "died":
+        if life.end == "died":
             for delivery in held_at_end(run, life):
                 later = [one.mono for one in run.story(delivery.id, Delivered) if one.mono > life.ended_s]
                 delays += [later[0] - life.ended_s] if later else []
@@ -106,7 +100,7 @@ def stops_in_time(run: Timeline) -> Iterator[Finding]:
     limit_s = terms.drain_s + terms.stop_grace_s + terms.slack_s
     for life in run.lives:
         order = _order_to_stop(run, life)
-        if order is None or life.end == "unseen" or order.mono + limit_s > run.end_s:
+        if order is None or order.mono + limit_s > run.end_s:
             continue
         late = life.ended_s > order.mono + limit_s
         if late and run.is_calm(order.mono, order.mono + limit_s, [Effect.FLEET_AWAY], after_s=terms.recovery_s):

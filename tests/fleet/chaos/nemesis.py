@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,15 @@ from tests.fleet.chaos.history import Scribe
 from tests.fleet.chaos.proxy import FaultProxy
 from tests.rig import RedisServer
 
-from millhand.keys import Keys
+from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.stream import script_text
 from scripts.fake_ollama import FakeOllama
 
 FOUND_WITHIN_S = 5.0  # a process to hit: right after a kill there may be none
 POLL_S = 0.02
-PATIENCE_S = 4.0  # for a fault to strike somebody
+FREEZE_PATIENCE_S = 1.5
+TRIES_MAX = 6
+PATIENCE_S = 20.0  # for a fault to strike somebody
 BUSY_MS = 1500
 BUSY = (
     "local s = redis.call('TIME') repeat local t = redis.call('TIME') "
@@ -98,12 +99,15 @@ class Nemesis:
         self._random = random.Random(seed)  # noqa: S311 - a run is repeated by its seed
 
     def rage(self, faults: Sequence[str], duration_s: float) -> None:
-        """Deal faults for so long; the last one ends before this returns."""
+        """Deal faults for so long, and until each has come once; the last one ends before this returns."""
         deck: list[str] = []
+        missing = set(faults)
         over = time.monotonic() + duration_s
-        while time.monotonic() < over:
+        while time.monotonic() < over or missing:
             deck = deck or self._random.sample(faults, len(faults))
-            ACTIONS[deck.pop()](self)
+            name = deck.pop()
+            ACTIONS[name](self)
+            missing.discard(name)
             _wait(self._random.uniform(0.05, 0.35))
 
     # -- processes ----------------------------------------------------------------------------------------------------
@@ -127,7 +131,12 @@ class Nemesis:
 
     def freeze_worker(self) -> None:
         """F6: it stands still for longer than its lease, and does not know it."""
-        self._freeze("freeze_worker", WORKER, 1.7 * self._stage.lease_s)
+        totals = self._stage.keys.totals
+        with self._admin() as admin:
+            for _ in range(TRIES_MAX):  # one that has nothing in hand does not suffer
+                count = lambda: int(admin.hget(totals, "handed_back") or 0)  # noqa: E731
+                if self._freeze("freeze_worker", WORKER, 1.7 * self._stage.lease_s, count=count):
+                    return
 
     def freeze_janitor(self) -> None:
         """Let time pass without it, which is no lease that ran out."""
@@ -166,10 +175,19 @@ class Nemesis:
 
     def reset(self) -> None:
         """F25: every connection is cut, several times."""
-        with self._fault("reset"):
+        proxy = self._stage.to_redis
+
+        def cut() -> bool:
+            proxy.reset()
+            return proxy.resets > before
+
+        with self._fault("reset") as detail:
+            before = proxy.resets
+            _until(cut, PATIENCE_S)
             for _ in range(3):
-                self._stage.to_redis.reset()
                 _wait(0.2)
+                cut()
+            detail["felt"] = proxy.resets - before
 
     def delay(self) -> None:
         """F25."""
@@ -190,18 +208,20 @@ class Nemesis:
 
     def kill_connections(self) -> None:
         """F24: every tenth of a second."""
-        with self._fault("kill_connections"):
+        with self._fault("kill_connections") as detail, self._admin() as admin:
             for _ in range(10):
-                with self._admin() as admin:
-                    admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # type: ignore[no-untyped-call]
+                killed = admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # type: ignore[no-untyped-call]
+                detail["felt"] = detail.get("felt", 0) + killed
                 _wait(0.1)
 
     # -- Redis --------------------------------------------------------------------------------------------------------
 
     def kill_redis(self) -> None:
         """F20: kill -9, and back on the same files."""
-        with self._fault("kill_redis"):
+        with self._fault("kill_redis") as detail:
+            before = self._stage.server.pid
             self._stage.server.restart()
+            detail["felt"] = int(self._stage.server.pid != before)
 
     def freeze_redis(self) -> None:
         """F22: what was sent meanwhile is carried out late."""
@@ -265,17 +285,29 @@ class Nemesis:
         """F38: somebody deletes what is pending."""
         keys = self._stage.keys
         with self._fault("delete_entries"), self._admin() as admin:
-            for _ in range(5):
-                rows: Any = admin.xpending_range(keys.input, keys.group, "-", "+", 100)
-                victims = [row["message_id"] for row in self._random.sample(rows, min(2, len(rows)))]
-                if victims:
-                    admin.xdel(keys.input, *victims)
-                _wait(0.1)
+            for owner in (PARKED_CONSUMER, None, None):  # what a worker has in hand it may still finish
+                for row in self._pending_of(admin, owner):
+                    admin.xdel(keys.input, row["message_id"])
+
+    def _pending_of(self, admin: "blocking_redis.Redis", owner: str | None) -> list[Any]:
+        """Return one or two pending entries of an owner, or of anybody, once there are some."""
+        keys = self._stage.keys
+        found: Any = []
+
+        def look() -> bool:
+            found[:] = admin.xpending_range(keys.input, keys.group, "-", "+", 9, owner)
+            return bool(found)
+
+        _until(look, PATIENCE_S)
+        return self._random.sample(found, min(2, len(found)))
 
     def lose_parked(self) -> None:
         """Lose the due times; who is parked is known from the pending list."""
-        with self._fault("lose_parked"), self._admin() as admin:
-            admin.delete(self._stage.keys.parked)
+        parked = self._stage.keys.parked
+        with self._fault("lose_parked") as detail, self._admin() as admin:
+            _until(lambda: admin.zcard(parked) > 0, PATIENCE_S)
+            detail["felt"] = admin.zcard(parked)
+            admin.delete(parked)
 
     def clock_back(self) -> None:
         """F40: the server's clock is put back by an hour, and stays so."""
@@ -300,11 +332,7 @@ class Nemesis:
     def model_throttles(self) -> None:
         """F42: 503 to everybody."""
         fake = self._stage.fake
-
-        def count() -> int:
-            return sum(call.status == HTTPStatus.SERVICE_UNAVAILABLE for call in list(fake.calls))
-
-        self._while("model_throttles", lambda: fake.outage(503, 1), 1.5, fake.script, count=count)
+        self._while("model_throttles", lambda: fake.outage(503, 1), 1.5, fake.script, count=lambda: fake.refused)
 
     def model_hangs(self) -> None:
         """F44: requests go in, and nothing comes out."""
@@ -339,16 +367,18 @@ class Nemesis:
         end: Callable[[], object],
         *,
         count: Callable[[], int] | None = None,
-    ) -> None:
-        """Let a fault last for so long; where it can be counted, until it has struck."""
+        patience_s: float = PATIENCE_S,
+    ) -> int:
+        """Let a fault last for so long; where it can be counted, until it has struck. Return how often it did."""
         with self._fault(name) as detail:
             before = count() if count else 0
             begin()
             _wait(duration_s)
             if count:
-                _until(lambda: count() > before, PATIENCE_S)
+                _until(lambda: count() > before, patience_s)
                 detail["felt"] = count() - before
             end()
+        return int(detail.get("felt", 0))
 
     def _kill(self, name: str, prefix: str) -> None:
         victim = self._victim(prefix)
@@ -356,13 +386,19 @@ class Nemesis:
             with self._fault(name):
                 send(victim, signal.SIGKILL)
 
-    def _freeze(self, name: str, prefix: str, duration_s: float) -> None:
+    def _freeze(self, name: str, prefix: str, duration_s: float, *, count: Callable[[], int] | None = None) -> int:
+        """Stop a process for so long; return how often that was felt."""
         victim = self._victim(prefix)
-        if victim:
-            with self._fault(name):
-                send(victim, signal.SIGSTOP)
-                _wait(duration_s)
-                send(victim, signal.SIGCONT)
+        if not victim:
+            return 0
+        return self._while(
+            name,
+            lambda: send(victim, signal.SIGSTOP),
+            duration_s,
+            lambda: send(victim, signal.SIGCONT),
+            count=count,
+            patience_s=FREEZE_PATIENCE_S,
+        )
 
     def _victim(self, prefix: str) -> Any:
         self._until_there(prefix)

@@ -127,7 +127,7 @@ class Scaled(Record, frozen=True, kw_only=True, tag="fleet.scaled"):
 
 
 class Produced(Record, frozen=True, kw_only=True, tag="event.produced"):
-    """`info`: the reply was lost, so that the event may be in the stream or not. `sha` is that of the data bytes."""
+    """`info`: the reply was lost, and the event may be in the stream or not. `sha` is that of its data, if any."""
 
     n: int
     outcome: Literal["ok", "fail", "info"]

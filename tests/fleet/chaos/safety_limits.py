@@ -73,15 +73,11 @@ def pause(run: Timeline) -> Iterator[Finding]:
         known_s = one.mono + run.terms.pause_known_s_max
         if early := [call for call in run.history.calls if known_s < call.arrival_s < one.until_mono]:
             yield Finding(f"{len(early)} calls arrived during a pause", (), (one, *early))
-    ends = [one for one in pauses if not any(_prolongs(other, one) for other in pauses)]
+    last = {one.until_mono: one for one in pauses}.values()  # of the records of one pause, for every worker makes one
+    ends = [one for one in last if not any(other.mono < one.until_mono < other.until_mono for other in last)]
     spreads = [spread for one in ends if (spread := _spread_after(run, one)) is not None]
     if len(spreads) >= HERDS_MIN and max(spreads) < HERD_SHARE:
         yield Finding("after none of the pauses the first calls were spread", (), ends)
-
-
-def _prolongs(other: GatePaused, one: GatePaused) -> bool:
-    """Whether a pause goes on when another ends. Of several workers' records of the same one the last counts."""
-    return other.mono < one.until_mono and (other.until_mono, other.mono) > (one.until_mono, one.mono)
 
 
 def _spread_after(run: Timeline, one: GatePaused) -> float | None:
@@ -129,7 +125,7 @@ def single_fleet(run: Timeline) -> Iterator[Finding]:
         allowed = run.desired_max(since_s, sample.mono) + terms.workers_spare
         if sample.workers - sample.orphans > allowed:
             yield Finding(f"{sample.workers - sample.orphans} workers lived, {allowed} are allowed", (), [sample])
-        if sample.orphans and sample.oldest_orphan_s > terms.orphan_s_max + terms.slack_s:
+        if sample.oldest_orphan_s > terms.orphan_s_max + terms.slack_s:
             yield Finding(f"a worker outlived its supervisor by {sample.oldest_orphan_s:.1f} s", (), [sample])
 
 
@@ -144,11 +140,11 @@ def resources(run: Timeline) -> Iterator[Finding]:
     left = {"unsettled": len(run.waiting), "parked": final.parked, "attempts": final.attempts}
     if any(left.values()):
         yield Finding(f"was left after the drain: {left}", tuple(sorted(run.waiting))[:8])
-    before, after = baseline(run)
-    workers = after.workers if after else run.desired_max(run.drained_s, run.end_s)
+    workers = run.desired_max(run.drained_s, run.end_s)
     consumers = [name for name in final.consumers if name != PARKED]
     if len(consumers) > workers + terms.consumers_spare:
         yield Finding(f"{len(consumers)} consumers are left of {workers} workers: {', '.join(consumers[:8])}")
+    before, after = baseline(run)
     if before and after:
         factor = terms.growth_factor_max * max(1.0, after.workers / max(1, before.workers))
         for name, spare in (

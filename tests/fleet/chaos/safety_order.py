@@ -4,14 +4,15 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.fleet.chaos.acts import STRICT, Act, is_worker, token
+from tests.fleet.chaos.acts import STRICT, Act, token
 from tests.fleet.chaos.faults import Effect
 from tests.fleet.chaos.holdings import held_at_end
 from tests.fleet.chaos.judgement import Finding
 from tests.fleet.chaos.records import Answered, Asked, Delivered, Record, Sent, Settled
-from tests.fleet.chaos.timeline import Timeline, ours
+from tests.fleet.chaos.timeline import Life, Timeline, ours
 
 BEATS_PER_LEASE = 3
+GATE_SHUT_S_MAX = 15.0  # after one bad experience
 LOST_CALLS_MAX = 5  # so many calls that are lost under one delivery count as one bad answer
 AFTER_ALL_ATTEMPTS = {"invalid_answer", "answer_too_long", "model_error", "timeout"}
 
@@ -166,17 +167,28 @@ def _began_anew(run: Timeline, story: list[Record]) -> bool:
 
 
 def crash_budget(run: Timeline) -> Iterator[Finding]:
-    """10: an event is delivered deliveries_max times at most, and no more workers die with it in hand."""
+    """10: an event is delivered deliveries_max times at most, and no more workers die of it.
+
+    A worker may have died of anything that it had in hand, but for what waited at the gate to the model. No record says
+    what did, so it counts only if the model had not been found away for longer than a gate stays shut.
+    """
     budget = run.terms.deliveries_max
-    died: dict[str, int] = Counter(
+    died = Counter(
         delivery.id
         for life in run.lives
-        if is_worker(life.name) and life.end == "died"
         for delivery in held_at_end(run, life)
+        if not _may_have_waited(run, delivery, life)
     )
     for entry_id, story in run.stories.items():
         over = [one for one in story if isinstance(one, Delivered) and one.count > budget]
         if over:
             yield Finding(f"was delivered {over[-1].count} times, {budget} are allowed", (entry_id,), over)
-        elif died.get(entry_id, 0) > budget and not _began_anew(run, story):
+        elif died[entry_id] > budget and not _began_anew(run, story):
             yield Finding(f"was in hand when {died[entry_id]} workers died", (entry_id,), story)
+
+
+def _may_have_waited(run: Timeline, delivery: Delivered, life: Life) -> bool:
+    """Whether a gate may have been shut while a worker had an event in hand."""
+    away = (one for one in run.records_of(life) if isinstance(one, Answered) and one.is_away)
+    since_s = delivery.mono - GATE_SHUT_S_MAX
+    return any(one.mono >= since_s for one in away) or not run.is_calm(since_s, life.ended_s, [Effect.MODEL_AWAY])

@@ -25,7 +25,8 @@ def no_loss(run: Timeline) -> Iterator[Finding]:
     """1: every event that Redis accepted ends in a record, or still waits where the run was cut short.
 
     Excused are repetitions that were skipped, if what they repeat has a record, and what is no longer in the input
-    because Redis itself fell back or was emptied. A tombstone is a loss where nothing in the run deletes.
+    because Redis itself fell back or was emptied, or was deleted by a fault before another took the pending list away,
+    which alone knew of it. A tombstone is a loss where nothing in the run deletes.
     """
     for entry_id in sorted(lost(run)):
         yield Finding("was accepted and has no record", (entry_id,), run.stories.get(entry_id, ()))
@@ -38,7 +39,17 @@ def no_loss(run: Timeline) -> Iterator[Finding]:
 def lost(run: Timeline) -> set[str]:
     """Return the events that were accepted and have no record, though nothing excuses that."""
     without = {entry_id for entry_id in {*run.produced, *run.inputs} - run.waiting if not run.has_record(entry_id)}
-    return {entry_id for entry_id in without if not _is_repetition(run, entry_id)} - rolled_back(run)
+    return {entry_id for entry_id in without if not _is_repetition(run, entry_id)} - rolled_back(run) - untold(run)
+
+
+def untold(run: Timeline) -> set[str]:
+    """Return the events that were deleted before the group was: no pending list is left that could tell of them."""
+    deleted = [fault.began_s for fault in run.faults if Effect.DELETES in fault.effects]
+    regrouped = [fault.ended_s for fault in run.faults if Effect.REGROUPS in fault.effects]
+    if not deleted or not regrouped or max(regrouped) < min(deleted):
+        return set()
+    gone = {entry_id for entry_id in run.produced.keys() - run.inputs.keys() if not run.has_record(entry_id)}
+    return {entry_id for entry_id in gone if run.produced[entry_id].mono < max(regrouped)}
 
 
 def rolled_back(run: Timeline) -> set[str]:
@@ -142,7 +153,7 @@ def content(run: Timeline) -> Iterator[Finding]:
     """
     for entry_id, entry in run.inputs.items():
         produced = run.produced.get(entry_id)
-        if produced and produced.sha and produced.sha != sha_of(entry.fields.get(DATA)):
+        if produced and produced.sha != sha_of(entry.fields.get(DATA)):
             yield Finding("stands in the input with other bytes than were produced", (entry_id,), [produced])
     for entry_id, enriched in run.enriched.items():
         for entry in enriched:
@@ -171,7 +182,7 @@ def _wrong_in_enriched(run: Timeline, entry_id: str, data: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"it cannot be read: {error}"
     produced = run.produced.get(entry_id)
-    if produced and produced.sha and produced.sha != sha_of(_rebuilt(data)):
+    if produced and produced.sha != sha_of(_rebuilt(data)):
         return "the original, rebuilt from it, is not what was produced"
     return ""
 
@@ -183,7 +194,7 @@ def _wrong_in_dead(run: Timeline, entry_id: str, dead_letter: Entry) -> str:
     if entry_id in run.inputs:
         return "" if dict(pairs) == run.inputs[entry_id].fields else "its first fields are not the original's"
     produced = run.produced.get(entry_id)
-    same = not produced or not produced.sha or produced.sha == sha_of(dict(pairs).get(DATA))
+    same = not produced or produced.sha == sha_of(dict(pairs).get(DATA))
     return "" if same else "its bytes are not those that were produced"
 
 

@@ -50,6 +50,10 @@ def owner_of(worker: int, life: str = "a") -> str:
     return f"host:w{worker}:{life}"
 
 
+def is_a(record: Record, kind: type[Record], **fields: Any) -> bool:
+    return isinstance(record, kind) and all(getattr(record, name) == value for name, value in fields.items())
+
+
 class Tape:
     """A run that is being recorded, a tick of time for each record."""
 
@@ -62,7 +66,9 @@ class Tape:
         self.output: list[Entry] = []
         self.dead: list[Entry] = []
         self.workers = 2
-        self.left: dict[str, Any] = {"consumers": ("@parked", owner_of(1, "b"), owner_of(2))}
+        self.figures: dict[str, Any] = {"rss_bytes": 200 << 20, "fds": 60, "threads": 12}
+        consumers = ("@parked", owner_of(1), owner_of(2, "0"), owner_of(1, "b"), owner_of(2))
+        self.left: dict[str, Any] = {"consumers": consumers}
 
     def history(self) -> History:
         final = Final(input=tuple(self.input), output=tuple(self.output), dead=tuple(self.dead), **self.left)
@@ -99,6 +105,10 @@ class Tape:
         self.tell(Answered, process, id=entry_id, attempt=attempt, outcome=outcome)
         n = int(entry_id.partition("-")[0]) - 1000
         self.calls.append(ModelCall(arrival_s=arrival_s, end_s=self.now, status=200, n=n))
+
+    def call(self, at_s: float, for_s: float = TICK_S, status: int | str = 200) -> None:
+        """Let a call of no event arrive at the model."""
+        self.calls.append(ModelCall(arrival_s=at_s, end_s=at_s + for_s, status=status))
 
     def settle(
         self, entry_id: str, verdict: str, worker: int = 1, *, count: int = 1, answer: str | None = "ok", **more: str
@@ -143,11 +153,11 @@ class Tape:
         self.dead.append(Entry(f"{8000 + len(self.dead)}-0", (*original, *pairs)))
 
     @contextmanager
-    def fault(self, name: str, **detail: str) -> Iterator[None]:
+    def fault(self, name: str, *, felt: int = 0, process: str | None = None) -> Iterator[None]:
         number = sum(isinstance(record, FaultBegan) for record in self.records)
-        self.tell(FaultBegan, "nemesis", fault=name, number=number, detail=detail)
+        self.tell(FaultBegan, "nemesis", fault=name, number=number, detail={"process": process})
         yield
-        self.tell(FaultEnded, "nemesis", fault=name, number=number)
+        self.tell(FaultEnded, "nemesis", fault=name, number=number, detail={"felt": felt})
 
     def kill(self, worker: int, life: str) -> None:
         """Kill a worker; the next one of its slot is born at once."""
@@ -159,11 +169,11 @@ class Tape:
     def up(self) -> None:
         for name in ("janitor", "worker-1", "worker-2"):
             self.tell(ChildStarted, "supervisor", name=name, pid=1)
+        self.sample(workers=1, rss_bytes=10 << 20, fds=6, threads=1)
         self.sample()
 
     def sample(self, **changed: Any) -> None:
-        figures: dict[str, Any] = {"workers": self.workers, "rss_bytes": 200 << 20, "fds": 60, "threads": 12}
-        self.tell(Sampled, "sampler", **(figures | changed))
+        self.tell(Sampled, "sampler", **({"workers": self.workers} | self.figures | changed))
 
     def end(self) -> None:
         self.tell(Healed, "nemesis")
@@ -173,6 +183,15 @@ class Tape:
     def tamper(self, changed: Callable[[Record], Record | None]) -> None:
         """Change records, or leave them out where None is returned."""
         self.records = [new for record in self.records if (new := changed(record))]
+
+    def alter(self, kind: type[Record], n: int, **changed: Any) -> None:
+        """Change the records of a kind that are of the event with this number."""
+        change = msgspec.structs.replace
+        self.tamper(lambda record: change(record, **changed) if is_a(record, kind, n=n) else record)
+
+    def leave_out(self, kind: type[Record], **fields: Any) -> None:
+        """Leave out the records of a kind that have these values."""
+        self.tamper(lambda record: None if is_a(record, kind, **fields) else record)
 
     def stretch(self, after_s: float, by_s: float) -> None:
         """Put more time between what was before a moment and what was after it."""

@@ -38,10 +38,6 @@ class Life(msgspec.Struct, frozen=True):
     ended_s: float
     end: Literal["died", "stopped", "unseen", "none"]
 
-    def includes(self, record: Record) -> bool:
-        """Whether a record is this process's own."""
-        return record.process == self.name and self.began_s <= record.mono <= self.ended_s
-
 
 class Timeline(msgspec.Struct, frozen=True):
     """What is known of a run. A story is what all processes recorded of one event, in order."""
@@ -158,9 +154,7 @@ def arrange(history: History) -> Timeline:
         stories=dict(stories),
         by_process=dict(by_process),
         acts={entry_id: acts_of(story) for entry_id, story in stories.items()},
-        produced={
-            one.id: one for one in history.records if isinstance(one, Produced) and one.outcome == "ok" and one.id
-        },
+        produced={one.id: one for one in history.records if isinstance(one, Produced) and one.id is not None},
         inputs={entry.id: entry for entry in final.input},
         enriched=_by_source(final.output),
         dead=_by_source(final.dead),
