@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+import uvloop
 from tests.conftest import StartRedis
 from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.race import Race
@@ -152,3 +154,20 @@ async def test_client_never_repeats_a_command_by_itself(redis_server: RedisServe
         await client.aclose()
 
     assert await race.redis.xlen(race.keys.input) == 1
+
+
+def test_connection_that_was_reset_is_told_as_such(redis_server: RedisServer) -> None:
+    """F25: uvloop has an error of its own for it, of which a process must not die."""
+
+    async def ask_after_a_reset() -> None:
+        client = connect(redis_server.url, connections_max=1)
+        await client.ping()
+        connection: Any = next(iter(client.connection_pool._available_connections))
+        connection._writer.transport.abort()
+        try:
+            await client.ping()
+        finally:
+            await client.aclose()
+
+    with pytest.raises(RedisError, match="reset"):
+        uvloop.run(ask_after_a_reset())

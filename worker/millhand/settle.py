@@ -138,8 +138,7 @@ class Settler:
 
     async def _carry(self) -> None:
         """Make round trips until nothing waits."""
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+        while batch := self._next_batch():
             try:
                 replies = await self._round_trip(batch)
             except RedisError as error:
@@ -155,6 +154,12 @@ class Settler:
                     call.answer.set_exception(reply)
                 else:
                     call.answer.set_result(Settled(reply.decode()))
+
+    def _next_batch(self) -> list[_Call]:
+        """Take what goes next, but nothing whose sender has been cancelled: a worker that stops must not begin anew."""
+        waiting = [call for call in self._waiting if not call.answer.done()]
+        batch, self._waiting = waiting[:BATCH_MAX], waiting[BATCH_MAX:]
+        return batch
 
     async def _round_trip(self, batch: list[_Call]) -> list[Any]:
         """Send calls together. Return an answer or an error for each; raises RedisError if no reply came."""

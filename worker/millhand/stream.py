@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -32,7 +33,7 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
     A command sent twice after a lost reply is an event written twice; what is safe to repeat, we repeat ourselves.
     Create it after the process has started.
     """
-    return aioredis.Redis.from_url(
+    client = aioredis.Redis.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
@@ -44,6 +45,23 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
         protocol=2,
         max_connections=connections_max,
     )
+    pool: Any = client.connection_pool
+    pool.connection_class = _telling_resets(pool.connection_class)
+    return client
+
+
+@cache
+def _telling_resets(kind: Any) -> Any:
+    """Return a class of connections that calls a reset what it is: uvloop has a RuntimeError for it."""
+
+    class Connection(kind):  # type: ignore[misc]
+        async def send_packed_command(self, *args: Any, **options: Any) -> None:
+            try:
+                await super().send_packed_command(*args, **options)
+            except RuntimeError as error:
+                raise exceptions.ConnectionError(f"the connection was reset: {error}") from error
+
+    return Connection
 
 
 async def require_streams(redis: "aioredis.Redis") -> str:

@@ -19,7 +19,7 @@ from millhand import pulse, worker  # noqa: E402
 from millhand_fleet import restarts  # noqa: E402
 from millhand_fleet.ctl.main import main  # noqa: E402
 
-HANG_LIMIT_S = 3.0
+HANG_LIMIT_S = 6.0  # longer than any freeze: who was frozen goes on
 BACKOFF_MAX_S = 0.5  # who is killed every second is not ill
 POISON, BLOCK = b"[[poison]]", b"[[block]]"  # in an event's text: kills, or hangs, whatever worker has it in hand
 BLOCKED_S = 60.0

@@ -19,7 +19,7 @@ def progress(run: Timeline) -> Iterator[Finding]:
     """16: events are settled in every window in which Redis and the model can be reached and the fleet stands.
 
     Such a window begins when there has been time to recover from the last fault, or to start. Nothing is asked of one
-    in which there was nothing to do.
+    in which there was nothing to do, or nobody to do it: workers are killed as fast as they start, or stand still.
     """
     terms = run.terms
     ends_s = {entry_id: end_s for entry_id in run.produced if (end_s := _settled_s(run, entry_id)) is not None}
@@ -31,8 +31,18 @@ def progress(run: Timeline) -> Iterator[Finding]:
             end_s = start_s + terms.progress_window_s
             before = bisect_right(settled_s, start_s)
             settled, waited = bisect_right(settled_s, end_s) - before, bisect_right(produced_s, start_s) - before
-            if settled < min(terms.progress_records_min, waited):
+            if settled < min(terms.progress_records_min, waited) and _some_worker_works(run, start_s, end_s):
                 yield Finding(f"{settled} of {waited} events were settled from {start_s:.3f} to {end_s:.3f}")
+
+
+def _some_worker_works(run: Timeline, start_s: float, end_s: float) -> bool:
+    """Whether a worker that had had time to start was there for a while."""
+    for life in run.lives:
+        began_s, ended_s = max(start_s, life.began_s + run.terms.recovery_s), min(end_s, life.ended_s)
+        works = run.calm(began_s, ended_s, [Effect.FROZEN], after_s=run.terms.slack_s, process=life.name)
+        if is_worker(life.name) and sum(until_s - since_s for since_s, until_s in works) > run.terms.slack_s:
+            return True
+    return False
 
 
 def _settled_s(run: Timeline, entry_id: str) -> float | None:

@@ -185,7 +185,7 @@ MUTANTS: dict[str, Mutant] = {
         _bury_without_fence,
         (5, 6, 8),
         {"MILLHAND_DELIVERY_RETRIES": "0"},
-        ("[[fake garbage delay=0.6]]",) * 20,
+        ("[[fake garbage delay=2]]",) * 20,
     ),
     "m8": Mutant("a vanished group begun at its end", ("destroy_group",), _group_at_the_end, (1,)),
     "m9": Mutant("consumers forgotten with what they hold", ("kill_worker",), _forget_consumers_at_once, (1,)),

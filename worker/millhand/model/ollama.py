@@ -134,7 +134,8 @@ class OllamaModel:
             raise ModelAway("model_unreachable", f"{self._model.url}: {clip(str(error)) or 'timed out'}") from error
         except httpx.TimeoutException as error:
             raise BadAnswer("timeout", f"no complete answer within {self._model.timeout_s:g} s") from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, RuntimeError, AttributeError) as error:
+            # the last two are what the libraries below httpx make of a connection that is reset while they look at it
             detail = f"{self._model.url}: connection lost: {clip(str(error))}"
             raise ModelAway("model_unreachable", detail, lost=True) from error
 
