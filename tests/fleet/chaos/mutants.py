@@ -177,7 +177,12 @@ MUTANTS: dict[str, Mutant] = {
     "m4": Mutant("renewing all under one's name", ("swallow_read",), _renew_all_under_ones_name, (1, 15, 17)),
     "m5": Mutant("renewing by a bare XCLAIM", ("delete_entries", "freeze_worker"), _renew_bare, (1, 7, 8)),
     "m6": Mutant(
-        "consumer names used again", ("kill_worker",), _reuse_names, (8, 18), {"MILLHAND_DELIVERY_LEASE_S": "8"}
+        "consumer names used again",
+        ("kill_worker", "rest"),
+        _reuse_names,
+        (8, 18),
+        {"MILLHAND_DELIVERY_LEASE_S": "8"},
+        ("[[fake delay=1]]",) * 20,
     ),
     "m7": Mutant(
         "burying without the fence",

@@ -30,6 +30,7 @@ FREEZE_PATIENCE_S = 1.5
 TRIES_MAX = 6
 PATIENCE_S = 20.0  # for a fault to strike somebody
 BUSY_MS = 1500
+REST_S = 4.0
 BUSY = (
     "local s = redis.call('TIME') repeat local t = redis.call('TIME') "
     f"until (t[1] - s[1]) * 1000 + (t[2] - s[2]) / 1000 > {BUSY_MS}"
@@ -38,7 +39,7 @@ SWALLOWED_SCRIPTS = ("finish", "park", "bury", "release", "take_due", "renew")
 JANITOR = "millhand-janito"
 PROCESS_FAULTS = {
     "kill_worker", "kill_janitor", "kill_supervisor",
-    "freeze_worker", "freeze_janitor", "poison", "block_worker", "scale",
+    "freeze_worker", "freeze_janitor", "poison", "block_worker", "scale", "rest",
 }  # fmt: skip
 CLOCK_BACK_S = -3600
 
@@ -158,6 +159,10 @@ class Nemesis:
             for count in (self._random.randint(1, 3), self._random.randint(1, 5), self._stage.workers):
                 self._stage.order(count)
                 _wait(0.5)
+
+    def rest(self) -> None:
+        """Leave the fleet alone for as long as it may take to hand on."""
+        _wait(REST_S)
 
     # -- the way to Redis ---------------------------------------------------------------------------------------------
 
