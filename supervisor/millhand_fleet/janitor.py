@@ -175,7 +175,11 @@ class Janitor:
         """Return how many events no worker has been given yet."""
         info = await self._redis.xinfo_stream(self._keys.input)
         groups = await self._redis.xinfo_groups(self._keys.input)
-        delivered = next(row["last-delivered-id"] for row in groups if row["name"] == self._keys.group.encode())
+        delivered = next((row["last-delivered-id"] for row in groups if row["name"] == self._keys.group.encode()), None)
+        if delivered is None:
+            raise exceptions.ResponseError(
+                f"NOGROUP the stream {self._keys.input} has lost its group {self._keys.group}"
+            )
         return await self._backlog.count(delivered.decode(), info)
 
     async def _until_due(self) -> None:

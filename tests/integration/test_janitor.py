@@ -410,6 +410,21 @@ async def test_vanished_group_is_put_back_by_the_janitor(
     assert [row["log_level"] for row in told if row["event"] == "group.recreated"] == ["critical"]
 
 
+async def test_group_that_vanishes_in_the_middle_of_a_sweep_ends_the_sweep_and_not_the_janitor(
+    race: Race, janitor: Janitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F32: whatever the sweep asks next, the answer is an error of Redis's."""
+    trim = janitor._trim_finished
+
+    async def trim_and_lose(sweep: Sweep) -> None:
+        await trim(sweep)
+        await race.redis.xgroup_destroy(race.keys.input, race.keys.group)
+
+    monkeypatch.setattr(janitor, "_trim_finished", trim_and_lose)
+    with pytest.raises(RedisError, match="NOGROUP"):
+        await janitor.sweep()
+
+
 async def has_group(race: Race) -> bool:
     """Whether the group is there."""
     return bool(await race.redis.xinfo_groups(race.keys.input))

@@ -1,5 +1,6 @@
 """Which deliveries are abandoned: never one that is renewed, soon one that is not, whatever the server's clock does."""
 
+import math
 from collections.abc import Iterable
 
 import pytest
@@ -303,6 +304,38 @@ def test_nothing_counts_from_before_an_outage(stage: Stage) -> None:
     taken = stage.live(2 * LEASE_S)
 
     assert taken == dict.fromkeys(["before", "after"], back_s + LEASE_S)
+
+
+def test_a_sweep_when_the_next_lease_runs_out_finds_it_run_out(stage: Stage) -> None:
+    """F1: who sweeps then need not wait for the timer; of several leases the first counts, unless it is renewed."""
+    assert stage.watch.next_s(stage.now_s) == math.inf
+    for entry_id in ("first", "second"):
+        stage.pass_time(STEP_S)
+        stage.deliver(entry_id)
+    stage.pass_time(STEP_S)
+    stage.sweep()
+    assert stage.watch.next_s(stage.now_s) == stage.now_s - 2 * STEP_S + LEASE_S
+    stage.pass_time(BEAT_S)
+    stage.renew("first")
+    stage.pass_time(STEP_S)
+    stage.sweep()
+    next_s = stage.watch.next_s(stage.now_s)
+
+    stage.pass_time(next_s - stage.now_s - STEP_S)
+    assert stage.sweep() == set()
+    stage.pass_time(STEP_S)
+    assert stage.sweep() == {"second"}
+
+
+def test_what_ran_out_and_could_not_be_taken_is_left_to_the_timer(stage: Stage) -> None:
+    """F36: an entry that Redis refuses to give would have the janitor sweep without a pause."""
+    stage.deliver()
+    stage.pass_time(2 * LEASE_S)
+    stage.sweep()
+    stage.pass_time(LEASE_S)
+    assert stage.sweep() == {ONE}
+
+    assert stage.watch.next_s(stage.now_s) == math.inf
 
 
 def test_entry_that_comes_back_under_its_old_token_is_a_new_one(stage: Stage) -> None:

@@ -137,23 +137,25 @@ class Settler:
         return await answer
 
     async def _carry(self) -> None:
-        """Make round trips until nothing waits."""
-        while batch := self._next_batch():
-            try:
-                replies = await self._round_trip(batch)
-            except RedisError as error:
-                replies = [error] * len(batch)
-            except BaseException:
-                for call in batch:
-                    call.answer.cancel()
-                raise
-            for call, reply in zip(batch, replies, strict=True):
-                if call.answer.done():
-                    continue  # whoever waited has been cancelled
-                if isinstance(reply, Exception):
-                    call.answer.set_exception(reply)
-                else:
-                    call.answer.set_result(Settled(reply.decode()))
+        """Make round trips until nothing waits. However it ends, it leaves nobody waiting."""
+        batch: list[_Call] = []
+        try:
+            while batch := self._next_batch():
+                try:
+                    replies = await self._round_trip(batch)
+                except RedisError as error:
+                    replies = [error] * len(batch)
+                for call, reply in zip(batch, replies, strict=True):
+                    if call.answer.done():
+                        continue  # whoever waited has been cancelled
+                    if isinstance(reply, Exception):
+                        call.answer.set_exception(reply)
+                    else:
+                        call.answer.set_result(Settled(reply.decode()))
+        finally:
+            for call in (*batch, *self._waiting):
+                call.answer.cancel()  # does nothing where there is an answer
+            self._waiting = []
 
     def _next_batch(self) -> list[_Call]:
         """Take what goes next, but nothing whose sender has been cancelled: a worker that stops must not begin anew."""

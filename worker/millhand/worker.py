@@ -285,7 +285,9 @@ class Worker:
         while window_s and event_id:
             try:
                 first = await first_with(self._redis, self._keys, event_id, delivery, window_s)
-            except RedisError:
+            except RedisError as error:
+                if is_stale(error):
+                    await self._redis.connection_pool.disconnect()
                 await asyncio.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
                 continue
             return first if first != delivery.id else None

@@ -63,7 +63,12 @@ class Plan(msgspec.Struct, frozen=True):
     sweep_s: float = 0.5
     drain_s: float = 2.0
     events_per_s: float = 60.0
-    settled_within_s: float = 60.0  # after the storm
+    settled_within_s: float = 60.0  # after the storm, and half as long again as it lasted: so much may wait by then
+
+    @property
+    def drained_s_max(self) -> float:
+        """How long it may take after the storm until everything is settled."""
+        return self.settled_within_s + self.duration_s / 2
 
     @property
     def deck(self) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ def run(plan: Plan, folder: Path) -> History:
                 sampler.sample()
                 rage(stage, scribes["nemesis"], plan.deck, plan.duration_s, plan.seed)
             heal(stage, scribes["nemesis"])
-            if _drain(stage, plan.settled_within_s):
+            if _drain(stage, plan.drained_s_max):
                 scribes["nemesis"].tell("drained")
             sampler.sample()
         stage.keeper.stop(STOP_S_MAX)
@@ -179,7 +184,7 @@ def _terms(plan: Plan) -> Terms:
         sweep_s=plan.sweep_s,
         drain_s=plan.drain_s,
         retries=int(settings.get("MILLHAND_DELIVERY_RETRIES", RETRIES)),
-        heal_to_drained_s_max=plan.settled_within_s,
+        heal_to_drained_s_max=plan.drained_s_max,
         expected_faults=tuple(sorted(set(plan.deck))) if whole else (),
         expected_answers=ANSWERS if whole else (),
     )
