@@ -360,9 +360,9 @@ class Nemesis:
     def _refusal(self, name: str, count: "Callable[[blocking_redis.Redis], int]") -> Iterator["blocking_redis.Redis"]:
         """Write a fault down that the server itself counts."""
         with self._fault(name) as detail, self._admin() as admin:
-            before = count(admin)
+            before = _patiently(lambda: count(admin))
             yield admin
-            detail["felt"] = count(admin) - before
+            detail["felt"] = _patiently(lambda: count(admin)) - before
 
     def _while(
         self,
@@ -376,12 +376,12 @@ class Nemesis:
     ) -> int:
         """Let a fault last for so long; where it can be counted, until it has struck. Return how often it did."""
         with self._fault(name) as detail:
-            before = count() if count else 0
+            before = _patiently(count) if count else 0
             begin()
             _wait(duration_s)
             if count:
                 _until(lambda: count() > before, patience_s)
-                detail["felt"] = count() - before
+                detail["felt"] = _patiently(count) - before
             end()
         return int(detail.get("felt", 0))
 
@@ -461,6 +461,13 @@ def _sha(name: str) -> bytes:
 def _errors(code: str) -> "Callable[[blocking_redis.Redis], int]":
     """Return how to ask the server how often it has replied with an error."""
     return lambda admin: int(admin.info("errorstats").get(f"errorstat_{code}", {"count": 0})["count"])
+
+
+def _patiently(count: Callable[[], int]) -> int:
+    """Count once the server answers: the other lane may be at it."""
+    found: list[int] = []
+    _until(lambda: not found.append(count()), PATIENCE_S)  # type: ignore[func-returns-value]
+    return found[0] if found else 0
 
 
 def _wait(seconds: float) -> None:
