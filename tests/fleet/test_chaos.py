@@ -1,4 +1,4 @@
-"""A real fleet in a storm of every fault, judged by its history; and the judge, tried on fleets with a mistake in them."""
+"""A real fleet in a storm of every fault, judged by its history; and the judge, tried on fleets with a mistake."""
 
 from pathlib import Path
 
@@ -19,7 +19,6 @@ def test_a_storm_of_every_fault_loses_nothing_and_doubles_nothing(tmp_path: Path
     """F52: safety, liveness and coverage, each a verdict of its own; what was recorded is kept where pytest says."""
     judgement = judge(run(Plan(seed=SEED, duration_s=STORM_S), tmp_path / "run"))
 
-    print(judgement)
     assert judgement.verdict == "green", str(judgement)
 
 
