@@ -242,11 +242,11 @@ class Janitor:
         return [row if row.delivered_ms else later.get(row.id, row) for row in rows]
 
     async def _pages(self) -> AsyncIterator[Pending]:
-        """Yield the rows of the pending list, a page a round trip."""
+        """Yield the rows of the pending list, a page a round trip. Without MULTI, which Redis 7.0 refuses when full."""
         start = "-"
         while True:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.time()
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.time()  # beside it, not in a MULTI: Redis 7.0 refuses each command of one when it is full
                 pipeline.xpending_range(self._keys.input, self._keys.group, min=start, max="+", count=PAGE)
                 (seconds, microseconds), rows = await pipeline.execute()
             now_ms = seconds * 1000 + microseconds // 1000
@@ -288,10 +288,14 @@ class Janitor:
                 settled = await self._settle(delivery, deleted(delivery))
                 sweep.tombstoned += settled is Settled.OK
         except exceptions.ResponseError as error:
-            if not sweep.refused:
-                self._refused = f"redis: {error}"
-                self._log.error("janitor.refused", id=delivery.id, error=str(error))
-            sweep.refused += 1
+            self._leave(delivery.id, error, sweep)
+
+    def _leave(self, entry_id: str, error: exceptions.ResponseError, sweep: Sweep) -> None:
+        """Note what Redis would not let us do, and tell of the first of a sweep."""
+        if not sweep.refused:
+            self._refused = f"redis: {error}"
+            self._log.error("janitor.refused", id=entry_id, error=str(error))
+        sweep.refused += 1
 
     async def _settle(self, delivery: Delivery, bury: Bury | None, *, spent: bool = True) -> Settled:
         """Bury a delivery, or hand it back. Hand-backs are told in sum, by the sweep."""
@@ -324,7 +328,7 @@ class Janitor:
         """Make due now what is parked and has no due time, or one later than any retry's: the clock was put back."""
         if not ids:
             return
-        async with self._redis.pipeline(transaction=True) as pipeline:
+        async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.time()
             pipeline.zmscore(self._keys.parked, ids)
             (seconds, _), scores = await pipeline.execute()
@@ -334,11 +338,14 @@ class Janitor:
         late: dict[Any, float] = {
             entry_id: 0.0 for entry_id, due_ms in due if due_ms is not None and due_ms > latest_ms
         }
-        if lost:
-            await self._redis.zadd(self._keys.parked, lost, nx=True)
-        if late:
-            await self._redis.zadd(self._keys.parked, late, xx=True)
-        sweep.rehung += len(lost) + len(late)
+        try:
+            if lost:
+                await self._redis.zadd(self._keys.parked, lost, nx=True)
+            if late:
+                await self._redis.zadd(self._keys.parked, late, xx=True)
+            sweep.rehung += len(lost) + len(late)
+        except exceptions.ResponseError as error:  # memory is full, say: the sweep is what may make room
+            self._leave(next(iter(lost | late)), error, sweep)
 
     async def _left_behind(self) -> set[str]:
         """Return this host's consumers of earlier lives: its one supervisor knows which live."""

@@ -39,7 +39,7 @@ async def skipped(race: Race, count: int = 1) -> None:
     """Wait until so many repetitions have been acknowledged."""
 
     async def counted() -> bool:
-        return (await race.totals()).get("skipped", 0) >= count
+        return int(await race.redis.hget(race.keys.totals, "skipped") or 0) >= count
 
     await eventually_async(counted, what=f"{count} events are skipped")
 

@@ -155,7 +155,6 @@ class Settler:
         finally:
             for call in (*batch, *self._waiting):
                 call.answer.cancel()  # does nothing where there is an answer
-            self._waiting = []
 
     def _next_batch(self) -> list[_Call]:
         """Take what goes next, but nothing whose sender has been cancelled: a worker that stops must not begin anew."""

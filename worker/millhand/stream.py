@@ -19,7 +19,7 @@ from millhand.verdict import Delivery
 
 COMMAND_TIMEOUT_S = 4.0
 CONNECT_TIMEOUT_S = 3.0
-BLOCK_MS = 500  # bounds how long a reader takes to stop, and how long what is handed back waits for an idle worker
+BLOCK_MS = 300  # bounds how long a reader takes to stop, and how long what is handed back waits for an idle worker
 BLOCK_GRACE_S = 5.0
 REDIS_VERSION_MIN = (7, 0)
 
