@@ -165,10 +165,10 @@ class Janitor:
         restored = await restore_group(self._redis, self._keys)
         if restored and (restored.vanished or self._sweeps):
             lost = max(restored.lost, self._unsettled - await self._waiting() - restored.kept)
-            await self._redis.hincrby(self._keys.totals, "lost", lost)
             self._log.critical(
                 "group.recreated", group=self._keys.group, start=restored.start, kept=restored.kept, lost=lost
             )
+            await self._redis.hincrby(self._keys.totals, "lost", lost)
         return restored
 
     async def _waiting(self) -> int:
@@ -223,8 +223,11 @@ class Janitor:
         for start in range(0, len(taken), PAGE):
             await self._take_all(taken[start : start + PAGE], sweep)
         self._blameless -= blameless - {row.id for row in rows if row.owner in self._dead}
-        await self._retire_idle(sweep)
-        await self._trim_finished(sweep)
+        for upkeep in (self._retire_idle, self._trim_finished):
+            try:
+                await upkeep(sweep)
+            except exceptions.NoPermissionError as error:  # the leases run out all the same
+                self._leave(None, error, sweep)
         self._unsettled = len(rows) + await self._waiting()
         return sweep
 
@@ -290,7 +293,7 @@ class Janitor:
         except exceptions.ResponseError as error:
             self._leave(delivery.id, error, sweep)
 
-    def _leave(self, entry_id: str, error: exceptions.ResponseError, sweep: Sweep) -> None:
+    def _leave(self, entry_id: str | None, error: exceptions.ResponseError, sweep: Sweep) -> None:
         """Note what Redis would not let us do, and tell of the first of a sweep."""
         if not sweep.refused:
             self._refused = f"redis: {error}"

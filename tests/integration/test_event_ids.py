@@ -7,15 +7,17 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import pytest
+from tests.conftest import StartRedis
 from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.hands import CONSUMER, sweeping, working
 from tests.integration.race import Race
 from tests.rig import RedisServer, config_for, eventually_async
 
 from millhand.config import Config
+from millhand.keys import Keys
 from millhand.log import logger
 from millhand.settle import Settled, Settler, settle_surely
-from millhand.stream import connect, first_with
+from millhand.stream import EventIds, connect
 from millhand.verdict import Delivery, Retry, Skip
 from scripts.fake_ollama import FakeOllama
 
@@ -155,7 +157,7 @@ async def test_repetition_of_what_is_parked_is_skipped(race: Race, config: Confi
     """F49: the first waits for its retry, and its second attempt enriches it."""
     await race.add(event_id=b"order-7")
     (first,) = await race.deliver()
-    await first_with(race.redis, race.keys, b"order-7", first, WINDOW_S)
+    await EventIds(race.redis, race.keys, WINDOW_S).first_with(b"order-7", first)
     await settler.settle(first, Retry(3600.0, 1, ("timeout: slow",)))
     await race.add(event_id=b"order-7")
     async with working(config):
@@ -194,7 +196,7 @@ async def test_event_whose_worker_died_after_marking_it_is_enriched(
     """F1: the mark is the event's, not the worker's: its successor does not take it for a repetition of itself."""
     await race.add(event_id=b"order-7")
     (first,) = await race.deliver("dead:w1:x")
-    await first_with(race.redis, race.keys, b"order-7", first, WINDOW_S)
+    await EventIds(race.redis, race.keys, WINDOW_S).first_with(b"order-7", first)
     config = remembering(redis_url, fake, {"delivery.lease_s": 0.5, "janitor.every_s": 0.1})
     async with sweeping(config), working(config):
         assert list(await race.until_enriched(1)) == [first.id]
@@ -228,12 +230,12 @@ async def test_window_begins_with_the_first_and_no_repetition_prolongs_it(
 ) -> None:
     """F49: a producer that repeats itself all day does not keep an id for ever; nor does a lost reply."""
     first, second = Delivery("5-1", {}, "c", 1), Delivery("5-2", {}, "c", 1)
-    assert await first_with(race.redis, race.keys, b"order-7", first, window_s) == first.id
+    assert await EventIds(race.redis, race.keys, window_s).first_with(b"order-7", first) == first.id
     assert window_ms / 2 < await race.redis.pttl(race.keys.seen(b"order-7")) <= window_ms
     await race.redis.pexpire(race.keys.seen(b"order-7"), 200)
 
     for delivery in (first, second, first):
-        assert await first_with(race.redis, race.keys, b"order-7", delivery, window_s) == first.id
+        assert await EventIds(race.redis, race.keys, window_s).first_with(b"order-7", delivery) == first.id
 
     assert await race.redis.pttl(race.keys.seen(b"order-7")) <= 200
 
@@ -318,3 +320,18 @@ async def test_repetition_in_a_successors_hands_is_skipped_all_the_same(race: Ra
     assert await settler.settle(delivery, SKIP) is Settled.OK
     assert await settler.settle(Delivery(delivery.id, {}, "thief:w1:b", 2), SKIP) is Settled.GONE
     assert await race.totals() == {"skipped": 1}
+
+
+async def test_event_id_is_told_although_memory_is_full(start_redis: StartRedis) -> None:
+    """F30: what is in hand must end, and an event that has an event_id asks for it first."""
+    server = start_redis({"maxmemory-policy": "noeviction"})
+    client = connect(server.url)
+    race = await Race(client, Keys.of(config_for(server.url))).open()
+    first, second = await race.delivered(), await race.delivered()
+    await client.config_set("maxmemory", 1)
+
+    event_ids = EventIds(client, race.keys, 60.0)
+
+    assert await event_ids.first_with(b"order-7", first) == first.id
+    assert await event_ids.first_with(b"order-7", second) == first.id
+    await client.aclose()

@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from redis.exceptions import NoPermissionError
 from tests.conftest import StartRedis
 from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.hands import Ear, sweeping
@@ -224,6 +225,23 @@ async def test_entry_that_cannot_be_buried_does_not_hold_up_the_rest(race: Race,
 
     assert await janitor.sweep() == Sweep(examined=2, handed_back=1, refused=1)
     assert await race.held() == {poison.id: (OLD, 3), good.id: (PARKED, 2)}
+
+
+async def test_upkeep_that_is_forbidden_does_not_keep_leases_from_running_out(
+    race: Race, janitor: Janitor, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F36: a user that may not trim may still hand back, and the sweep says that something was refused."""
+    delivery = await race.delivered(ELSEWHERE)
+
+    async def forbidden(_: Sweep) -> None:
+        raise NoPermissionError("NOPERM this user has no permissions to run the 'xtrim' command")
+
+    monkeypatch.setattr(janitor, "_trim_finished", forbidden)
+    assert await janitor.sweep() == Sweep(examined=1, refused=1)
+    clock.now_s += LEASE_S
+
+    assert await janitor.sweep() == Sweep(examined=1, handed_back=1, refused=1)
+    assert await race.held() == {delivery.id: (PARKED, 2)}
 
 
 async def test_lease_runs_out_on_the_timer_of_a_running_janitor(race: Race, redis_url: str) -> None:

@@ -154,11 +154,18 @@ class Stream:
         await self._reader.aclose()
 
 
-async def first_with(redis: "aioredis.Redis", keys: Keys, event_id: bytes, delivery: Delivery, window_s: float) -> str:
-    """Return the entry that has an event_id: this one, unless another has had it for less than the window."""
-    window_ms = max(1, round(window_s * 1000))
-    first: Any = await redis.set(keys.seen(event_id), delivery.id, nx=True, get=True, px=window_ms)
-    return first.decode() if first else delivery.id
+class EventIds:
+    """Which entry has which event_id."""
+
+    def __init__(self, redis: "aioredis.Redis", keys: Keys, window_s: float) -> None:
+        self._keys = keys
+        self._window_ms = max(1, round(window_s * 1000))
+        self._claim = Script(redis, "claim_event_id")
+
+    async def first_with(self, event_id: bytes, delivery: Delivery) -> str:
+        """Return the entry that has an event_id: this one, unless another has had it for less than the window."""
+        first: bytes = await self._claim(keys=[self._keys.seen(event_id)], args=[delivery.id, self._window_ms])
+        return first.decode()
 
 
 def is_stale(error: BaseException) -> bool:

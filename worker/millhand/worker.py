@@ -23,10 +23,10 @@ from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.stop import Stop
 from millhand.stream import (
+    EventIds,
     RedisError,
     Stream,
     connect,
-    first_with,
     is_stale,
     require_streams,
 )
@@ -73,7 +73,7 @@ class Worker:
     """One consumer of the group. Create it inside its process and event loop."""
 
     def __init__(self, config: Config, consumer: str, stop: Stop, log: "FilteringBoundLogger") -> None:
-        keys = self._keys = Keys.of(config)
+        keys = Keys.of(config)
         self._config = config
         self._consumer = consumer
         self._stop = stop
@@ -85,6 +85,7 @@ class Worker:
         self._questions = Questions(chosen_tasks(config))
         self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
         self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
+        self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
         self._settler = Settler(self._redis, keys)
         self._leases = Leases(self._redis, keys, consumer, config.delivery.lease_s, log)
         self._model = OllamaModel(config.model)
@@ -95,7 +96,8 @@ class Worker:
         self._at_the_gate: set[str] = set()
         self._settled: Counter[str] = Counter()
         self._due_turn = False
-        self._redis_away: str | None = None
+        self._redis_away: str | None = None  # why nothing is read
+        self._redis_refuses: str | None = None  # why an event_id cannot be asked about
 
     async def run(self, pulse: Pulse) -> None:
         """Work until a stop is requested, then drain."""
@@ -125,7 +127,7 @@ class Worker:
         """Return what the worker says of itself with each heartbeat."""
         away = self._gate.away
         waits_for = f"{away.reason}: {away.detail}" if away else None
-        refusals = [self._redis_away, *self._settler.resending.values()]
+        refusals = [self._redis_away, self._redis_refuses, *self._settler.resending.values()]
         refused = next((error for error in refusals if error is not None), None)
         if refused is not None:
             waits_for = f"redis: {refused}"
@@ -280,16 +282,19 @@ class Worker:
 
     async def _repeated(self, delivery: Delivery) -> str | None:
         """Return the entry whose event_id this one repeats; None where it has its own, or where that is not asked."""
-        window_s = self._config.input.dedupe_event_id_s
         event_id = delivery.fields.get(events.EVENT_ID)
-        while window_s and event_id:
+        while self._config.input.dedupe_event_id_s and event_id:
             try:
-                first = await first_with(self._redis, self._keys, event_id, delivery, window_s)
+                first = await self._event_ids.first_with(event_id, delivery)
             except RedisError as error:
+                say = self._log.debug if self._redis_refuses else self._log.warning
+                say("event_id.waiting", id=delivery.id, error=str(error))
+                self._redis_refuses = str(error)
                 if is_stale(error):
                     await self._redis.connection_pool.disconnect()
                 await asyncio.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
                 continue
+            self._redis_refuses = None
             return first if first != delivery.id else None
         return None
 
