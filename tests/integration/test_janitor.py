@@ -423,7 +423,8 @@ async def test_vanished_group_is_put_back_by_the_janitor(
         await at_work.ready()
         await race.redis.xgroup_destroy(race.keys.input, race.keys.group)
 
-        await eventually_async(lambda: has_group(race))
+        await eventually_async(lambda: [row for row in told if row["event"] == "group.recreated"])
+        assert await has_group(race)
 
     assert [row["log_level"] for row in told if row["event"] == "group.recreated"] == ["critical"]
 
