@@ -10,8 +10,8 @@ from tests.fleet.chaos.soak import FAKETIME, Plan, run
 
 SEED = 1
 STORM_S = 40.0
-MUTANT_STORM_S = 10.0
-MUTANT_SETTLES_S = 15.0
+MUTANT_STORM_S = 8.0
+MUTANT_SETTLES_S = 8.0
 
 
 @pytest.mark.timeout(300)

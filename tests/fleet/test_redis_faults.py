@@ -216,7 +216,12 @@ FAULTS = [
     Fault("F29 full disk, everysec", fill_disk_under_everysec, "redis: MISCONF", free_disk),
     Fault("F29 full disk, always", fill_disk, "redis does not answer: Error 111", start_with_a_free_disk),
     Fault("F35 read only", ordering("REPLICAOF 127.0.0.1 9"), "READONLY", ordering("REPLICAOF NO ONE")),
-    Fault("F36 permission", ordering("ACL SETUSER default -xadd"), "xadd", ordering("ACL SETUSER default +xadd")),
+    Fault(
+        "F36 permission",
+        ordering("ACL SETUSER default -xadd"),
+        "waits for redis: ",  # Redis 7.0 does not name the command
+        ordering("ACL SETUSER default +xadd"),
+    ),
     Fault(
         "F36 wrong type",
         ordering(f"RENAME {OUTPUT} aside", f"SET {OUTPUT} mine"),
