@@ -259,6 +259,20 @@ def test_a_worker_whose_loop_is_blocked_shows_where_and_ends(hooked: HookedFleet
     assert f'launch.py", line {blocking} in dangerous' in hooked.log
 
 
+def test_a_worker_whose_loop_is_blocked_does_not_outlive_its_supervisor(
+    hooked: HookedFleet, streams: WatchedStreams
+) -> None:
+    """F12, F7: an orphan's watchdog does not wait as long as a child's."""
+    hooked.start()
+    (event,) = streams.add("[[block]]")
+    hooked.until(lambda: event in {taken for taken, _ in hooked.deliveries()})
+    family = hooked.family()
+    hooked.terminate(signal.SIGKILL)
+
+    eventually(lambda: gone(family), 3.0)
+    assert "Timeout (0:00:02)!" in hooked.log
+
+
 def test_a_model_slower_than_three_leases_is_asked_once(
     fleet: WatchedFleet, streams: WatchedStreams, fake: FakeOllama
 ) -> None:

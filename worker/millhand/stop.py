@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import faulthandler
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -11,6 +13,7 @@ T = TypeVar("T")
 
 DEATH_SIGNAL = signal.SIGTERM  # what the kernel sends a child whose supervisor died
 ORPHAN_DRAIN_S = 1.0  # the supervisor is gone: hand back what is in hand and leave, within three seconds
+ORPHAN_HANG_LIMIT_S = 2.0  # … and so must an orphan whose event loop is stuck
 
 
 class Stop:
@@ -65,9 +68,19 @@ class Stop:
         return await _unless(self.deadline(), work)
 
     def listen(self) -> None:
-        """Request a stop on SIGTERM. SIGINT is left to the supervisor: a terminal sends it to every process at once."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.request)
+        """Request a stop on SIGTERM. SIGINT is left to the supervisor: a terminal sends it to every process at once.
+
+        The handler is Python's own and not the loop's, so that it also runs while the loop is stuck: the watchdog of an
+        orphan, which a loop that lives sets back with its next beat, has little patience left.
+        """
+        loop, supervisor_pid = asyncio.get_running_loop(), os.getppid()
+
+        def terminate(*_: object) -> None:
+            if os.getppid() != supervisor_pid:
+                faulthandler.dump_traceback_later(ORPHAN_HANG_LIMIT_S, exit=True)
+            loop.call_soon_threadsafe(self.request)
+
+        signal.signal(signal.SIGTERM, terminate)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
 
 
