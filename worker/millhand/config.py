@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 EMBEDDED = "embedded"
+AUTO = "auto"
 ENVIRONMENT_PREFIX = "MILLHAND_"
 ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
@@ -26,6 +27,7 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
 TaskName = Annotated[str, Meta(pattern=rf"^{TASK_NAME}\Z")]
 Key = Annotated[str, Meta(max_length=200)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+InFlight = Annotated[int, Meta(ge=1, le=65_536)] | Literal["auto"]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -64,7 +66,11 @@ class Model(Section, frozen=True):
 
     url: str = EMBEDDED
     name: Annotated[str, Meta(min_length=1, max_length=200)] = "smollm2:135m"
-    concurrency: Annotated[int, Meta(ge=1, le=256)] = 2
+    in_flight_max: InFlight = AUTO
+    rate_per_s: Annotated[float, Meta(gt=0)] = math.inf
+    burst: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 8
+    events_per_call: Annotated[int, Meta(ge=1, le=32)] = 1
     timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 60.0
     reply_bytes_max: Annotated[int, Meta(ge=1024, le=64 << 20)] = 262_144
     num_ctx: Annotated[int, Meta(ge=256, le=1 << 20)] = 2048
@@ -72,6 +78,20 @@ class Model(Section, frozen=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 7
     keep_alive: str = ""
+
+
+class Gate(Section, frozen=True):
+    """When the one door to the model closes for the whole fleet."""
+
+    failures_max: Annotated[int, Meta(ge=1, le=10_000)] = 5
+    throttled_max_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+    probe_every_max_s: Annotated[float, Meta(ge=0.5, le=3600)] = 15.0
+
+
+class Cache(Section, frozen=True):
+    """Answers that are kept, so that an equal question is not asked twice."""
+
+    ttl_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
 
 
 class Enrich(Section, frozen=True):
@@ -92,6 +112,7 @@ class Enrich(Section, frozen=True):
     )
     translate_to: Annotated[str, Meta(min_length=2, max_length=40)] = "English"
     event_bytes_max: Annotated[int, Meta(ge=64, le=64 << 20)] = 1 << 20
+    too_long: Literal["bury", "truncate_text"] = "bury"
 
 
 class Delivery(Section, frozen=True):
@@ -149,6 +170,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     redis: Redis = Redis()
     input: Input = Input()
     model: Model = Model()
+    gate: Gate = Gate()
+    cache: Cache = Cache()
     enrich: Enrich = Enrich()
     delivery: Delivery = Delivery()
     janitor: Janitor = Janitor()

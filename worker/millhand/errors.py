@@ -3,9 +3,11 @@
 MillhandError
 ├── Unusable        stop the start: a person must change something (a key, a version, a password)
 │   └── ConfigError     … in the configuration
-├── Malformed       bury the event: it will never be good
-├── BadAnswer       spend an attempt: the model's answer to this event is of no use
-└── ModelAway       wait and ask again: nothing about this event, nothing is spent
+├── Malformed       this event's fault: bury it, it will never be good
+├── BadAnswer       this event's fault, as far as one can tell: spend an attempt
+└── ModelAway       the model is away: wait and ask again, nothing is spent
+    ├── ModelBusy       … or busy: the whole fleet pauses
+    └── Misconfigured   … or not to be had as configured: nobody asks until a person has changed something
 """
 
 DETAIL_CHARS_MAX = 500  # of foreign text in a message: enough to recognise it, too little to flood a log
@@ -47,16 +49,38 @@ class Malformed(Reasoned):
 
 
 class BadAnswer(Reasoned):
-    """The model answered, or ran out of time, and the answer is of no use."""
+    """The model answered, or ran out of time, and the answer is of no use.
+
+    `strikes` says that the model may be at fault as well as the event (a 5xx, no answer in time): enough of them in a
+    row, over the whole fleet, are an outage. `content` is an answer that broke the schema, to be repaired.
+    """
+
+    def __init__(self, reason: str, detail: str, *, strikes: bool = False, content: str = "") -> None:
+        super().__init__(reason, detail)
+        self.strikes = strikes
+        self.content = content
 
 
 class ModelAway(Reasoned):
-    """The model cannot be asked now. `wait_s` is what it asked for, None where it did not say.
+    """The model cannot be asked now.
 
     `lost` says that the call was sent and came to nothing, so that the event may be what brings the model down.
     """
 
-    def __init__(self, reason: str, detail: str, wait_s: float | None = None, *, lost: bool = False) -> None:
+    def __init__(self, reason: str, detail: str, *, lost: bool = False) -> None:
         super().__init__(reason, detail)
-        self.wait_s = wait_s
         self.lost = lost
+
+
+class ModelBusy(ModelAway):
+    """The model turns callers away for a while: `wait_s` is what it asked for, None where it did not say."""
+
+    def __init__(self, detail: str, wait_s: float | None = None) -> None:
+        super().__init__("model_busy", detail)
+        self.wait_s = wait_s
+
+
+class Misconfigured(ModelAway):
+    """What is asked for is not to be had: no such model, no permission, another kind of server. The detail says what
+    to change.
+    """

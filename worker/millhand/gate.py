@@ -4,7 +4,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from millhand.errors import ModelAway
+from millhand.errors import ModelAway, ModelBusy
 from millhand.stop import Stop
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ class Gate:
     def close(self, away: ModelAway) -> None:
         """Close for as long as the model asked for; where it did not say, for ever longer up to a limit."""
         now = time.monotonic()
+        wait_s = away.wait_s if isinstance(away, ModelBusy) else None
         if now < self._open_at:
-            self._open_at = max(self._open_at, now + (away.wait_s or 0.0))
+            self._open_at = max(self._open_at, now + (wait_s or 0.0))
             return
         if self.away is None or self.away.reason != away.reason:
             self._log.error("model.away", reason=away.reason, detail=away.detail)
         self.away = away
         self._pause_s = min(max(2 * self._pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
-        self._open_at = now + (away.wait_s or self._pause_s)
+        self._open_at = now + (wait_s or self._pause_s)
 
     def open(self) -> None:
         """Note that the model has answered."""

@@ -6,6 +6,7 @@ at the border, and everything that is wrong is told at once; a value that got th
 
 import re
 import tomllib
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,15 +137,15 @@ class _Layers:
         strict: bool = True,
     ) -> dict[str, Any]:
         """Return the values of a table that are right; refuse each that is not, and each that is missing."""
-        types, values = _types(struct), {}
+        wanted, values = _types(struct), {}
         for key, value in table.items():
-            if key not in types:
-                self._refuse(f"{path}.{key}", origin, "there is no such key", guess(key, types))
+            if key not in wanted:
+                self._refuse(f"{path}.{key}", origin, "there is no such key", guess(key, wanted))
                 continue
             try:
-                values[key] = msgspec.convert(value, types[key], strict=strict)
+                values[key] = msgspec.convert(value, wanted[key], strict=strict)
             except msgspec.ValidationError as error:
-                self._refuse(f"{path}.{key}", origin, *_explained(value, types[key], error))
+                self._refuse(f"{path}.{key}", origin, *_explained(value, wanted[key], error))
         for field in msgspec.structs.fields(struct):
             if field.required and field.name not in table and field.name != "fields":
                 self._refuse(path, origin, f"has no `{field.name}`")
@@ -175,15 +176,26 @@ def _from_text(text: str, wanted: Any) -> Any:
     inner = typing.get_args(wanted)[0] if typing.get_origin(wanted) is Annotated else wanted
     if typing.get_origin(inner) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
+    if typing.get_origin(inner) is types.UnionType or typing.get_origin(inner) is typing.Union:
+        return int(text) if text.isascii() and text.isdigit() else text
     return text
 
 
 def _explained(value: Any, wanted: Any, error: msgspec.ValidationError) -> tuple[str, str | None]:
     """Return what is wrong with a value in words, and what was perhaps meant."""
     shown = repr(value)[:80]
-    if typing.get_origin(wanted) is Literal:
-        choices = typing.get_args(wanted)
+    choices = _choices(wanted)
+    if typing.get_origin(wanted) is Literal or (choices and isinstance(value, str)):
         return f"{shown} is none of: {', '.join(choices)}", guess(str(value), choices)
     if "matching regex" in str(error):
         return f"{shown} will not do: {NAME_RULE}", None
     return f"{shown} will not do: {error}", None
+
+
+def _choices(wanted: Any) -> tuple[str, ...]:
+    """Return the words that a value may be, if it may be words; what else it may be is told as "a number"."""
+    if typing.get_origin(wanted) is Literal:
+        return typing.get_args(wanted)
+    parts = typing.get_args(wanted) if typing.get_origin(wanted) in {types.UnionType, typing.Union} else ()
+    words = next((typing.get_args(part) for part in parts if typing.get_origin(part) is Literal), ())
+    return ("a number", *words) if words else ()

@@ -7,7 +7,7 @@ import httpx
 import msgspec
 
 from millhand.config import Model
-from millhand.errors import BadAnswer, Malformed, ModelAway, clip
+from millhand.errors import BadAnswer, Malformed, Misconfigured, ModelAway, ModelBusy, clip
 from millhand.model.answer import Answer
 from millhand.model.retry_after import retry_after_s
 from millhand.tasks.task import Prompt
@@ -84,8 +84,6 @@ class OllamaModel:
             tags = msgspec.json.decode(body, type=_Tags)
         except TimeoutError:
             raise ModelAway("model_unreachable", f"no answer within {LISTING_TIMEOUT_S:g} s") from None
-        except ModelAway as away:
-            raise ModelAway(away.reason, away.detail, away.wait_s) from away  # no event's call was lost
         except (BadAnswer, Malformed) as error:
             raise ModelAway("model_error", f"{self._model.url}/api/tags: {error.detail}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -129,11 +127,13 @@ class OllamaModel:
             ):
                 return reply.status_code, reply.headers, await self._body(reply)
         except TimeoutError:
-            raise BadAnswer("timeout", f"no complete answer within {self._model.timeout_s:g} s") from None
+            raise BadAnswer("timeout", f"no complete answer within {self._model.timeout_s:g} s", strikes=True) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ModelAway("model_unreachable", f"{self._model.url}: {clip(str(error)) or 'timed out'}") from error
         except httpx.TimeoutException as error:
-            raise BadAnswer("timeout", f"no complete answer within {self._model.timeout_s:g} s") from error
+            raise BadAnswer(
+                "timeout", f"no complete answer within {self._model.timeout_s:g} s", strikes=True
+            ) from error
         except (httpx.TransportError, RuntimeError, AttributeError) as error:
             # the last two are what the libraries below httpx make of a connection that is reset while they look at it
             detail = f"{self._model.url}: connection lost: {clip(str(error))}"
@@ -161,15 +161,18 @@ class OllamaModel:
             return self._missing()
         if status in BUSY:
             wait_s = retry_after_s(headers.get("retry-after"), headers.get("date"))
-            return ModelAway("model_busy", detail, wait_s)
+            return ModelBusy(detail, wait_s)
         if status >= SERVER_ERROR and status not in GATEWAY:
-            return BadAnswer("model_error", detail)
-        reason = "model_busy" if status in GATEWAY else "model_refuses"
-        return ModelAway(reason, detail, lost=status not in FORBIDDEN)
+            return BadAnswer("model_error", detail, strikes=True)
+        if status in GATEWAY:
+            return ModelAway("model_unreachable", detail, lost=True)
+        return Misconfigured("model_refuses", detail, lost=status not in FORBIDDEN)
 
-    def _missing(self) -> ModelAway:
+    def _missing(self) -> Misconfigured:
         name = self._model.name
-        return ModelAway("model_missing", f"{self._model.url} has no model {name!r}; get it with: ollama pull {name}")
+        return Misconfigured(
+            "model_missing", f"{self._model.url} has no model {name!r}; get it with: ollama pull {name}"
+        )
 
 
 def _answer(body: bytes) -> Answer:
