@@ -263,6 +263,12 @@ def _never(condition: Callable[[], object], value: object, timeout_s: float, wha
 
 
 def config_for(redis_url: str, model_url: str = NOBODY, flags: Mapping[str, Any] | None = None) -> Config:
-    """Make a configuration for a test: the fake model's name, no back-off, and `flags` ("section.key") above all."""
-    given = {"redis.url": redis_url, "model.url": model_url, "model.name": "fake:1b", "delivery.retry_backoff_s": 0.0}
+    """Make a test's configuration: the fake model, room for every call, no back-off; `flags` ("section.key") win."""
+    given = {
+        "redis.url": redis_url,
+        "model.url": model_url,
+        "model.name": "fake:1b",
+        "model.in_flight_max": 256,
+        "delivery.retry_backoff_s": 0.0,
+    }
     return load(None, {}, given | dict(flags or {}))

@@ -37,7 +37,13 @@ def judge_health(snapshot: Snapshot, now: float) -> Health:
         reasons.append(
             f"redis may throw events away: its maxmemory-policy is {snapshot.redis.eviction}, not noeviction"
         )
-    reasons += sorted({f"waits for {row['stats']['waits_for']}" for row in waiting})
-    working = any(row not in waiting for row in ready) and not down
+    gate = snapshot.gate
+    if gate.is_open:
+        reasons.append(f"{gate.state} for {gate.since_s:.0f} s, next probe in {gate.until_s:.1f} s: {gate.says}")
+    elif gate.state == "paused":
+        reasons.append(f"paused for {gate.until_s:.1f} s more: {gate.says}")
+    said = {row["stats"]["waits_for"] for row in waiting} - {gate.says}
+    reasons += sorted(f"waits for {what}" for what in said)
+    working = any(row not in waiting for row in ready) and not down and not gate.is_open
     status = "down" if down else "degraded" if reasons else "ok"
     return Health(status, working, tuple(reasons))

@@ -78,6 +78,7 @@ class Janitor:
         self._settler = Settler(redis, self._keys)
         self._retire = Script(redis, "retire_consumer")
         self._trim = Script(redis, "trim")
+        self._evict = Script(redis, "evict")
         self._watch = Watch(config.delivery.lease_s)
         self._now = time.monotonic
         self._living = set(living)
@@ -212,6 +213,7 @@ class Janitor:
     async def sweep(self) -> Sweep:
         """Go once over the whole pending list. Raises RedisError; what was done until then holds."""
         sweep = Sweep()
+        await self._free_permits()
         asked_s, blameless = self._now(), set(self._blameless)
         rows = await self._pending()
         now_s = self._now()
@@ -230,6 +232,11 @@ class Janitor:
                 self._leave(None, error, sweep)
         self._unsettled = len(rows) + await self._waiting()
         return sweep
+
+    async def _free_permits(self) -> None:
+        """Take the permits of the dead, whose calls have ended with them."""
+        if self._dead:
+            await self._evict(keys=[self._keys.gate, self._keys.permits], args=sorted(self._dead))
 
     async def _pending(self) -> list[Pending]:
         """Return the pending list.

@@ -7,7 +7,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from millhand_fleet.gate_view import GateView
 from millhand_fleet.snapshot import Snapshot
+
+GATE_STATES = ("closed", "paused", "throttled", "away", "misconfigured")
 
 
 class SnapshotCollector(Collector):
@@ -38,6 +41,7 @@ class SnapshotCollector(Collector):
         yield _counter("lost_events", "Events gone with a stream that somebody deleted.", streams.lost)
         yield _counter("recreated_groups", "Times the consumer group had vanished.", streams.groups_recreated)
         yield from self._janitor()
+        yield from _gate(snapshot.gate)
         yield _counter("restarts", "Children started again.", sum(row["restarts"] for row in snapshot.children))
         if streams.success_rate is not None:
             yield _gauge("success_ratio", "Enriched events as a share of all settled ones.", streams.success_rate)
@@ -56,6 +60,24 @@ class SnapshotCollector(Collector):
         for what, value in stats.get("sweep", {}).items():
             sweep.add_metric([what], value)
         yield sweep
+
+
+def _gate(gate: GateView) -> Iterator[Metric]:
+    """Yield what the gate lets through."""
+    state = GaugeMetricFamily("millhand_gate_state", "1 for how the gate stands now.", labels=["state"])
+    for name in GATE_STATES:
+        state.add_metric([name], float(name == gate.state))
+    yield state
+    yield _gauge("gate_shut_seconds", "How long nobody has been let through.", gate.since_s)
+    yield _gauge("permits", "Calls to the model under way, and places that readers hold.", gate.permits)
+    yield _gauge("permits_max", "Calls to the model at once, fleet-wide.", gate.permits_max)
+    if gate.tokens is not None:
+        yield _gauge("tokens", "Calls that may begin at once; below 0, calls that wait for theirs.", gate.tokens)
+    yield _gauge("breaker_strikes", "Failed calls in a row.", gate.strikes)
+    calls = CounterMetricFamily("millhand_model_calls", "Calls to the model, by how they ended.", labels=["end"])
+    for end, count in gate.calls.items():
+        calls.add_metric([end], count)
+    yield calls
 
 
 def render(snapshot: Snapshot) -> bytes:

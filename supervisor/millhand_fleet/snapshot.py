@@ -13,6 +13,7 @@ from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.stop import Stop
 from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Backlog
+from millhand_fleet.gate_view import GateView, look_at_gate
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -77,6 +78,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     children: tuple[dict[str, Any], ...] = ()
     redis: RedisView = RedisView()
     streams: StreamsView = StreamsView()
+    gate: GateView = GateView()
     keys: Keys | None = None
 
     @property
@@ -124,11 +126,15 @@ class Observer:
             durability, eviction = await self._promises()
             redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
             streams = await self._streams()
+            gate = await look_at_gate(self._redis, self._keys, self._config)
         except (*RedisError, KeyError, Unusable) as error:
-            redis, streams = RedisView(error=str(error) or type(error).__name__), self.snapshot.streams
+            redis = RedisView(error=str(error) or type(error).__name__)
+            streams, gate = self.snapshot.streams, self.snapshot.gate
             if is_stale(error):
                 await self._redis.connection_pool.disconnect()
-        self.snapshot = msgspec.structs.replace(self.snapshot, taken_at=time.monotonic(), redis=redis, streams=streams)
+        self.snapshot = msgspec.structs.replace(
+            self.snapshot, taken_at=time.monotonic(), redis=redis, streams=streams, gate=gate
+        )
 
     async def _require_primary(self) -> None:
         """Raise ReadOnlyError where the server has become a replica: it answers whoever reads, and is out of date."""

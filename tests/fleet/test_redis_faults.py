@@ -436,11 +436,13 @@ async def test_settling_that_was_cancelled_begins_no_round_trip_anew(durable_red
         under_way = asyncio.create_task(settler.settle(Delivery("1-1", {}, "here:w1:a", 1), DONE))
         await eventually_async(lambda: proxy.bytes_lost)
         behind_it = asyncio.create_task(settler.settle(Delivery("2-1", {}, "here:w1:a", 1), DONE))
-        await eventually_async(lambda: settler._waiting)
+        await eventually_async(lambda: settler._courier._waiting)
         under_way.cancel()
         behind_it.cancel()
         await redis.aclose()
-        await eventually_async(lambda: settler._courier and settler._courier.done(), COMMAND_TIMEOUT_S / 2)
+        await eventually_async(
+            lambda: settler._courier._carrying and settler._courier._carrying.done(), COMMAND_TIMEOUT_S / 2
+        )
         assert proxy.connections == 1
 
 

@@ -12,9 +12,10 @@ from tests.integration.hands import CONSUMER, working
 from tests.integration.race import DONE, Race
 from tests.rig import HOST, RedisServer, config_for, eventually_async
 
+from millhand.courier import BATCH_MAX
 from millhand.keys import Keys
 from millhand.log import logger
-from millhand.settle import BATCH_MAX, Settled, Settler, settle_surely
+from millhand.settle import Settled, Settler, settle_surely
 from millhand.stream import RedisError, connect
 from millhand.verdict import Bury, Delivery, Reason, Release, Retry, Skip, Verdict
 from scripts.fake_ollama import FakeOllama
@@ -33,13 +34,13 @@ class Desk:
         self.proxy = proxy
         self.settler = settler
         self.trips: list[int] = []
-        pipelined = settler._pipelined
+        pipelined = settler._courier._pipelined
 
         async def counted(batch: list[Any], **options: Any) -> list[Any]:
             self.trips.append(len(batch))
             return await pipelined(batch, **options)
 
-        settler._pipelined = counted  # type: ignore[method-assign]
+        settler._courier._pipelined = counted  # type: ignore[method-assign]
 
     async def delivered(self, count: int) -> list[Delivery]:
         """Produce events, and deliver them."""
@@ -110,7 +111,7 @@ async def test_lone_verdict_goes_out_at_once_and_what_comes_up_meanwhile_goes_to
     assert desk.trips == [1]
     await held.caught()
     settling += desk.settle(rest, DONE)
-    await eventually_async(lambda: len(desk.settler._waiting) == 30)
+    await eventually_async(lambda: len(desk.settler._courier._waiting) == 30)
     assert await desk.sent() == 1
     held.release()
 
@@ -177,7 +178,7 @@ async def test_cancelling_one_leaves_the_others(desk: Desk, place: str) -> None:
     on_their_way = desk.settle([first], DONE)
     await held.caught()
     waiting = desk.settle(rest, DONE)
-    await eventually_async(lambda: len(desk.settler._waiting) == 5)
+    await eventually_async(lambda: len(desk.settler._courier._waiting) == 5)
 
     given_up = (on_their_way if place == "on its way" else waiting)[0]
     given_up.cancel()
@@ -198,8 +199,8 @@ async def test_cancelled_courier_leaves_nobody_waiting_and_the_next_one_goes(des
     settling = desk.settle(deliveries[:2], DONE)
     await held.caught()
     settling += desk.settle(deliveries[2:], DONE)
-    await eventually_async(lambda: len(desk.settler._waiting) == 2)
-    courier = desk.settler._courier
+    await eventually_async(lambda: len(desk.settler._courier._waiting) == 2)
+    courier = desk.settler._courier._carrying
     assert courier is not None
 
     courier.cancel()

@@ -68,7 +68,7 @@ class Outage:
 
 OUTAGES = [
     Outage("503", "model_busy"),
-    Outage("502", "model_busy"),
+    Outage("502", "model_unreachable"),
     Outage("429", "model_busy"),
     Outage("gone", "model_unreachable"),
     Outage("dropping", "model_unreachable"),
@@ -81,7 +81,7 @@ EACH_OUTAGE = pytest.mark.parametrize("outage", OUTAGES, ids=[outage.name for ou
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look after an absent model often."""
-    monkeypatch.setattr(gate_module, "PAUSE_MIN_S", 0.05)
+    monkeypatch.setattr(gate_module, "PAUSE_FIRST_S", 0.05)
 
 
 @EACH_OUTAGE

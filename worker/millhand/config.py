@@ -12,12 +12,11 @@ import msgspec
 from msgspec import Meta
 
 EMBEDDED = "embedded"
-AUTO = "auto"
 ENVIRONMENT_PREFIX = "MILLHAND_"
 ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
 CONTROL_SOCKET = "control.sock"
-OWN_KEYS = ("parked", "attempts", "redrives", "closed", "totals")  # the fleet's, after its hash tag
+OWN_KEYS = ("parked", "attempts", "redrives", "closed", "totals", "gate", "permits")  # the fleet's, after its hash tag
 SEEN = "seen:"  # what the markers of event_ids begin with, after the hash tag
 INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 
@@ -66,7 +65,7 @@ class Model(Section, frozen=True):
 
     url: str = EMBEDDED
     name: Annotated[str, Meta(min_length=1, max_length=200)] = "smollm2:135m"
-    in_flight_max: InFlight = AUTO
+    in_flight_max: InFlight = "auto"
     rate_per_s: Annotated[float, Meta(gt=0)] = math.inf
     burst: Annotated[int, Meta(ge=1, le=100_000)] = 10
     concurrency: Annotated[int, Meta(ge=1, le=256)] = 8

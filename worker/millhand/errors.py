@@ -81,6 +81,4 @@ class ModelBusy(ModelAway):
 
 
 class Misconfigured(ModelAway):
-    """What is asked for is not to be had: no such model, no permission, another kind of server. The detail says what
-    to change.
-    """
+    """What is asked for is not to be had: no such model, no permission, another kind of server; says what to change."""

@@ -1,53 +1,333 @@
-"""The gate: the one door to the model. It is closed while the model is away, so that nothing is read meanwhile."""
+"""The gate: the one door to the model, for the whole fleet. It is Redis that decides: see lua/admit.lua, lua/leave.lua.
 
+A permit stands for one call. A worker takes permits before it reads events, so that what cannot be worked on stays in
+the stream, and gives each back as soon as its call has ended. Without Redis there is no permit, and no call.
+"""
+
+import asyncio
+import itertools
+import math
 import random
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millhand.errors import ModelAway, ModelBusy
+from millhand.config import Config
+from millhand.courier import Courier
+from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy, Reasoned
+from millhand.keys import Keys
 from millhand.stop import Stop
+from millhand.stream import BLOCK_MS, RedisError
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-PAUSE_MIN_S = 0.5
-PAUSE_MAX_S = 15.0
-JITTER_SHARE = 0.1  # of a pause, so that those who wait do not come back as one
+HOLD_EVERY_S = 1.0
+HOLD_GRACE_S = 5.0  # past a call's own deadline
+FRESH_S = 0.5  # a permit so young is admission enough where no token is needed; a pause reaches everybody within 1 s
+POLL_MIN_S = 0.02  # for a permit; one that this worker gives back itself is seen at once
+POLL_MAX_S = 0.25
+PAUSE_FIRST_S = 0.5
+REDIS_PAUSE_MIN_S = 0.2
+REDIS_PAUSE_MAX_S = 1.0
+CLOSE_S_MAX = 1.0
+
+
+class Permit:
+    """Leave for one call at a time."""
+
+    __slots__ = ("fresh_until_s", "generation", "id")
+
+    def __init__(self, permit_id: str) -> None:
+        self.id = permit_id
+        self.generation = 0
+        self.fresh_until_s = -math.inf
+
+
+class End(NamedTuple):
+    """How a call ended, as lua/leave.lua takes it. Times in seconds."""
+
+    how: str
+    wall_s: float = 0.0
+    queue_s: float = 0.0
+    asked_s: float | None = None
+    says: str = ""
+
+
+UNUSED = End("unused")
+VOID = End("void")
+
+
+def end_of(error: Reasoned, wall_s: float = 0.0) -> End:
+    """Sort a call's error by what it says about the model; "ok" where it says nothing against it."""
+    match error:
+        case ModelBusy():
+            return End("busy", wall_s, asked_s=error.wait_s, says=str(error))
+        case Misconfigured():
+            return End("refused", wall_s, says=str(error))
+        case ModelAway():
+            return End("strike", wall_s, says=str(error))
+        case BadAnswer(strikes=True):
+            return End("late" if error.reason == "timeout" else "strike", wall_s, says=str(error))
+        case _:
+            return End("ok", wall_s)
+
+
+class _Reply(NamedTuple):
+    """What admit.lua answers."""
+
+    granted: int
+    wait_ms: int
+    why: bytes
+    generation: int
+    spread_ms: int
+    says: bytes
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait, spread where many wait for the same moment."""
+        return (self.wait_ms + random.random() * self.spread_ms) / 1000  # noqa: S311 - jitter, no secret
+
+
+class _Leaving(NamedTuple):
+    permit: Permit
+    end: End
+    state: "asyncio.Future[str]"
 
 
 class Gate:
-    """This process's view of whether the model can be asked."""
+    """This worker's way to the gate. `probe` asks the model something harmless; it raises what a call would."""
 
-    def __init__(self, stop: Stop, log: "FilteringBoundLogger") -> None:
+    def __init__(
+        self, courier: Courier, config: Config, consumer: str, stop: Stop, log: "FilteringBoundLogger"
+    ) -> None:
+        self._courier = courier
+        self._keys = Keys.of(config)
+        self._consumer = consumer
         self._stop = stop
         self._log = log
-        self._open_at = 0.0
-        self._pause_s = 0.0
-        self.away: ModelAway | None = None
+        model, gate = config.model, config.gate
+        self._at_once = str(model.in_flight_max)
+        self._interval_us = 0 if math.isinf(model.rate_per_s) else max(1, round(1e6 / model.rate_per_s))
+        self._burst = model.burst
+        self._hold_s = model.timeout_s + BLOCK_MS / 1000 + HOLD_GRACE_S
+        self._terms = [
+            self._at_once, gate.failures_max, round(gate.throttled_max_s * 1000), round(PAUSE_FIRST_S * 1000),
+            round(gate.probe_every_max_s * 1000),
+        ]  # fmt: skip
+        self._admit, self._leave, self._hold, self._evict = (
+            courier.script(name) for name in ("admit", "leave", "hold", "evict")
+        )
+        self._numbers = itertools.count(1)
+        self._held: dict[str, float] = {}  # permit -> when it expires
+        self._leaving: list[_Leaving] = []
+        self._telling: asyncio.Task[None] | None = None
+        self._given_back = asyncio.Event()
+        self._queue = 0  # calls of ours that wait, and go before what is not yet read
+        self.probe: Callable[[], Awaitable[None]]
+        self.away: str | None = None  # what is wrong with the model, for as long as nobody is let through
+        self.absences = 0  # how often it has been so
 
-    async def admit(self) -> bool:
-        """Wait until the model may be asked. False if a stop is requested first."""
-        while (wait_s := self._open_at - time.monotonic()) > 0:
-            if await self._stop.sleep(wait_s * (1 + JITTER_SHARE * random.random())):  # noqa: S311 - jitter, no secret
-                return False
-        return not self._stop.requested
+    def permit(self) -> Permit:
+        """Return a permit that is not held yet: `admit` gets it."""
+        return Permit(self._next_id())
 
-    def close(self, away: ModelAway) -> None:
-        """Close for as long as the model asked for; where it did not say, for ever longer up to a limit."""
-        now = time.monotonic()
-        wait_s = away.wait_s if isinstance(away, ModelBusy) else None
-        if now < self._open_at:
-            self._open_at = max(self._open_at, now + (wait_s or 0.0))
-            return
-        if self.away is None or self.away.reason != away.reason:
-            self._log.error("model.away", reason=away.reason, detail=away.detail)
+    def _next_id(self) -> str:
+        return f"{self._consumer}/{next(self._numbers)}"
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    async def places(self, wanted: int) -> list[Permit]:
+        """Wait until calls may be made, and take up to so many permits. None if a stop comes first.
+
+        Raises RedisError.
+        """
+        poll_s = POLL_MIN_S
+        while not self._stop.requested:
+            if not self._queue:
+                permits = [self.permit() for _ in range(wanted)]
+                reply = await self._ask("places", permits)
+                if reply.granted:
+                    return permits[: reply.granted]
+                if reply.wait_ms:
+                    await self._stop.sleep(reply.wait_s)
+                    continue
+            poll_s = await self._until_given_back(poll_s)
+        return []
+
+    async def admit(self, permit: Permit) -> bool:
+        """Wait until a call may begin. False if a stop is requested first."""
+        if self._is_fresh(permit):
+            permit.fresh_until_s = -math.inf
+            return not self._stop.requested
+        if permit.id not in self._held:
+            permit.id = self._next_id()  # so that what was left under the old one, if it is late, frees nothing
+        self._queue += 1
+        poll_s = POLL_MIN_S
+        try:
+            while not self._stop.requested:
+                try:
+                    reply = await self._ask("call", [permit])
+                except RedisError:
+                    await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
+                    continue
+                if reply.granted or reply.wait_ms:
+                    await self._stop.sleep(reply.wait_s)
+                if reply.granted:
+                    return not self._stop.requested
+                if not reply.wait_ms:
+                    poll_s = await self._until_given_back(poll_s)
+        finally:
+            self._queue -= 1
+        return False
+
+    def _is_fresh(self, permit: Permit) -> bool:
+        return not self._interval_us and self.away is None and time.monotonic() < permit.fresh_until_s
+
+    async def _until_given_back(self, poll_s: float) -> float:
+        """Wait until this worker gives a permit back, or for a while; return the next while."""
+        self._given_back.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(poll_s * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter, no secret
+                await self._stop.or_result(self._given_back.wait())
+                return POLL_MIN_S
+        return min(2 * poll_s, POLL_MAX_S)
+
+    async def _ask(self, how: str, permits: list[Permit]) -> _Reply:
+        """Ask to be let in; be the one who finds out whether the model is back, if that is the answer."""
+        hold_ms = round(self._hold_s * 1000)
+        ids = [permit.id for permit in permits]
+        args = [self._keys.group, self._consumer, how, self._at_once, self._interval_us, self._burst, hold_ms, hold_ms]
+        keys = [self._keys.gate, self._keys.permits, self._keys.input]
+        reply = _Reply(*await self._courier.send(self._admit, keys, [*args, *ids]))
+        if reply.why == b"probe":
+            await self._find_out(permits[0])
+            return reply._replace(wait_ms=1)
+        for place, permit in enumerate(permits):
+            self._note(permit, reply, granted=place < reply.granted)
+        self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open"} else None)
+        return reply
+
+    def _see(self, away: str | None) -> None:
+        self.absences += self.away is None and away is not None
         self.away = away
-        self._pause_s = min(max(2 * self._pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
-        self._open_at = now + (wait_s or self._pause_s)
 
-    def open(self) -> None:
-        """Note that the model has answered."""
-        if self.away is not None:
-            self._log.info("model.back", after=self.away.reason)
-        self.away = None
-        self._pause_s = 0.0
+    def _note(self, permit: Permit, reply: _Reply, *, granted: bool) -> None:
+        if not granted:
+            self._held.pop(permit.id, None)
+            return
+        now_s = time.monotonic()
+        permit.generation = reply.generation
+        permit.fresh_until_s = now_s + FRESH_S
+        self._held[permit.id] = now_s + self._hold_s + reply.wait_ms / 1000
+
+    async def _find_out(self, permit: Permit) -> None:
+        """Probe, and tell what came of it."""
+        end = VOID
+        started_s = time.monotonic()
+        try:
+            self._log.debug("gate.probing")
+            await self._stop.or_result(self.probe())
+            end = VOID if self._stop.requested else End("ok", time.monotonic() - started_s)
+        except Reasoned as error:
+            end = end_of(error, time.monotonic() - started_s)
+        finally:
+            self.leave(permit, end)
+        await self._stop.or_result(self._told())
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def leave(self, permit: Permit, end: End) -> None:
+        """Give a permit back and tell how its call ended, without waiting for the answer."""
+        self._enqueue(permit, end)
+
+    async def tell(self, permit: Permit, end: End) -> str:
+        """Do as `leave`, and return how the gate stands then: closed as a circuit is, paused, or open."""
+        return await self._stop.by_deadline(self._enqueue(permit, end)) or "closed"
+
+    def give_back(self, permits: Iterable[Permit]) -> None:
+        """Give those permits back that are still held, for which there was no call."""
+        for permit in permits:
+            if permit.id in self._held:
+                self.leave(permit, UNUSED)
+
+    def _enqueue(self, permit: Permit, end: End) -> "asyncio.Future[str]":
+        self._held.pop(permit.id, None)
+        state: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._leaving.append(_Leaving(permit, end, state))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_all())
+        return state
+
+    async def _told(self) -> None:
+        """Wait until all that was left has been told."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
+
+    async def _tell_all(self) -> None:
+        """Tell what has been left until nothing is; again and again while Redis does not answer."""
+        while self._leaving:
+            leaving, self._leaving = self._leaving, []
+            try:
+                state, came_about, wait_ms = await self._courier.send(
+                    self._leave,
+                    [self._keys.gate, self._keys.permits],
+                    [*self._terms, *(part for one in leaving for part in _told_of(one))],
+                )
+            except RedisError:
+                self._leaving = [*leaving, *self._leaving]
+                await asyncio.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
+                continue
+            self._given_back.set()
+            says = next((one.end.says for one in leaving if one.end.says), "")
+            self._tell_of(state.decode(), came_about.decode(), wait_ms / 1000, says)
+            for one in leaving:
+                if not one.state.done():
+                    one.state.set_result(state.decode())
+
+    def _tell_of(self, state: str, came_about: str, wait_s: float, says: str) -> None:
+        """Tell what this worker's calls have brought about for the whole fleet."""
+        if state != "closed" and says:
+            self._see(says)
+        match came_about:
+            case "paused":
+                until_s = time.monotonic() + wait_s
+                self._log.warning("gate.paused", for_s=round(wait_s, 3), until_mono=round(until_s, 6), reason=says)
+            case "open":
+                self._log.error("model.away", reason=says, next_probe_in_s=round(wait_s, 3))
+            case "resumed":
+                self._log.info("gate.resumed")
+            case "closed":
+                self._see(None)
+                self._log.info("model.back")
+
+    # -- beside ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Tell again and again which permits are held, so that they are known where Redis has lost them."""
+        while True:
+            await asyncio.sleep(HOLD_EVERY_S)
+            now_s = time.monotonic()
+            held = {permit_id: until_s - now_s for permit_id, until_s in self._held.items() if until_s > now_s}
+            if held:
+                args = [part for permit_id, left_s in held.items() for part in (permit_id, round(left_s * 1000))]
+                with suppress(*RedisError):
+                    await self._courier.send(self._hold, [self._keys.permits], args)
+
+    async def close(self) -> None:
+        """Give back whatever is still held, if Redis answers soon."""
+        if self._telling is not None:
+            self._telling.cancel()
+        with suppress(TimeoutError, *RedisError):
+            async with asyncio.timeout(CLOSE_S_MAX):
+                keys = [self._keys.gate, self._keys.permits]
+                await self._courier.send(self._evict, keys, [self._consumer])
+
+
+def _told_of(one: _Leaving) -> list[Any]:
+    """Return a call's fields as leave.lua takes them."""
+    end = one.end
+    asked_ms = -1 if end.asked_s is None else round(end.asked_s * 1000)
+    times = [round(end.wall_s * 1e6), round(end.queue_s * 1e6)]
+    return [one.permit.id, end.how, *times, one.permit.generation, asked_ms, end.says]

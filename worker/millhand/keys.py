@@ -21,6 +21,8 @@ class Keys(msgspec.Struct, frozen=True):
     redrives: str
     closed: str
     totals: str
+    gate: str
+    permits: str
     seen_prefix: str
     group: str
 

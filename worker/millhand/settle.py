@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis import exceptions
 
+from millhand.courier import Courier
 from millhand.keys import Keys
 from millhand.stream import RedisError, Script, attempts_record
 from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Release, Retry, Skip, Verdict, word_of
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 RESEND_PAUSE_MIN_S = 0.1
 RESEND_PAUSE_MAX_S = 2.0
-BATCH_MAX = 100  # calls a round trip: the server is held up by none of them for long
 
 
 class Settled(StrEnum):
@@ -31,33 +30,19 @@ class Settled(StrEnum):
     DELETED = "deleted"  # pending, but deleted from the stream
 
 
-class _Call(NamedTuple):
-    """One script call on its way, and who waits for its answer."""
-
-    script: Script
-    keys: list[str]
-    args: list[Any]
-    answer: "asyncio.Future[Settled]"
-
-
 class Settler:
-    """Sends verdicts; every script it sends is safe to send again.
+    """Sends verdicts; every script it sends is safe to send again."""
 
-    What comes up while a round trip is under way goes out together in the next one: a lone verdict waits for nothing,
-    and a busy worker pays for one round trip where it had many to settle.
-    """
-
-    def __init__(self, redis: "Redis", keys: Keys) -> None:
+    def __init__(self, redis: "Redis", keys: Keys, courier: Courier | None = None) -> None:
         self._redis = redis
         self._keys = keys
+        self._courier = courier or Courier(redis)
         self._finish = Script(redis, "finish")
         self._bury = Script(redis, "bury")
         self._park = Script(redis, "park")
         self._release = Script(redis, "release")
         self._skip = Script(redis, "skip")
         self.resending: dict[str, str] = {}  # id -> why not yet, of the deliveries whose verdict is sent again
-        self._waiting: list[_Call] = []
-        self._courier: asyncio.Task[None] | None = None
 
     async def settle(self, delivery: Delivery, verdict: Verdict) -> Settled:
         """Carry a verdict out, once. Raises RedisError where it is unknown whether that happened."""
@@ -127,62 +112,9 @@ class Settler:
             self._release, [keys.input, keys.parked, keys.totals], [keys.group, *_held(delivery), count, total]
         )
 
-    # -- the round trips --------------------------------------------------------------------------------------------
-
-    async def _send(self, call: Script, keys: list[str], args: list[Any]) -> Settled:
-        answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(call, keys, args, answer))
-        if self._courier is None or self._courier.done():
-            self._courier = asyncio.create_task(self._carry())
-        return await answer
-
-    async def _carry(self) -> None:
-        """Make round trips until nothing waits. However it ends, it leaves nobody waiting."""
-        batch: list[_Call] = []
-        try:
-            while batch := self._next_batch():
-                try:
-                    replies = await self._round_trip(batch)
-                except RedisError as error:
-                    replies = [error] * len(batch)
-                for call, reply in zip(batch, replies, strict=True):
-                    if call.answer.done():
-                        continue  # whoever waited has been cancelled
-                    if isinstance(reply, Exception):
-                        call.answer.set_exception(reply)
-                    else:
-                        call.answer.set_result(Settled(reply.decode()))
-        finally:
-            for call in (*batch, *self._waiting):
-                call.answer.cancel()  # does nothing where there is an answer
-
-    def _next_batch(self) -> list[_Call]:
-        """Take what goes next, but nothing whose sender has been cancelled: a worker that stops must not begin anew."""
-        waiting = [call for call in self._waiting if not call.answer.done()]
-        batch, self._waiting = waiting[:BATCH_MAX], waiting[BATCH_MAX:]
-        return batch
-
-    async def _round_trip(self, batch: list[_Call]) -> list[Any]:
-        """Send calls together. Return an answer or an error for each; raises RedisError if no reply came."""
-        replies = await self._pipelined(batch)
-        forgotten = [place for place, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
-        if forgotten:
-            again = await self._pipelined([batch[place] for place in forgotten], in_full=True)
-            for place, reply in zip(forgotten, again, strict=True):
-                replies[place] = reply
-        if any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies):
-            await self._redis.connection_pool.disconnect()  # the address may lead to another server by now
-        return replies
-
-    async def _pipelined(self, batch: list[_Call], *, in_full: bool = False) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for call in batch:
-                if in_full:
-                    pipeline.eval(call.script.text, len(call.keys), *call.keys, *call.args)
-                else:
-                    pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-            return replies
+    async def _send(self, script: Script, keys: list[str], args: list[Any]) -> Settled:
+        answer: bytes = await self._courier.send(script, keys, args)
+        return Settled(answer.decode())
 
 
 def _held(delivery: Delivery) -> tuple[str, str, int]:

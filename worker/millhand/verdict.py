@@ -58,9 +58,10 @@ class Enriched(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Outcome: the event or the answer was no good."""
+    """Outcome: the event or the answer was no good. `spent` are the attempts before it in the same hands."""
 
     error: Reasoned
+    spent: tuple[Reasoned, ...] = ()
 
 
 class Interrupted(msgspec.Struct, frozen=True):
@@ -139,17 +140,18 @@ def judge(delivery: Delivery, outcome: Outcome, policy: Policy, jitter: float) -
         case Expired(age_s):
             detail = f"{age_s:.0f} s old, delivery.age_max_s is {policy.age_max_s:g}"
             return Bury(Reason.EXPIRED, detail, delivery.attempts, delivery.history)
-        case Failed(Malformed() as error):
-            return Bury(Reason(error.reason), error.detail, delivery.attempts, delivery.history)
-        case Failed(error):
-            return _judge_failure(delivery, error, policy, jitter)
+        case Failed():
+            return _judge_failure(delivery, outcome, policy, jitter)
 
 
-def _judge_failure(delivery: Delivery, error: Reasoned, policy: Policy, jitter: float) -> Verdict:
-    history = (*delivery.history, str(error))[-HISTORY_ERRORS_MAX:]
-    if delivery.attempt > policy.retries:
-        return Bury(Reason(error.reason), error.detail, delivery.attempt, history)
-    return Retry(backoff_s(delivery.attempt, policy, jitter), delivery.attempt, history)
+def _judge_failure(delivery: Delivery, failed: Failed, policy: Policy, jitter: float) -> Verdict:
+    error = failed.error
+    spent = failed.spent if isinstance(error, Malformed) else (*failed.spent, error)
+    attempts = delivery.attempts + len(spent)
+    history = (*delivery.history, *map(str, spent))[-HISTORY_ERRORS_MAX:]
+    if isinstance(error, Malformed) or attempts > policy.retries:
+        return Bury(Reason(error.reason), error.detail, attempts, history)
+    return Retry(backoff_s(attempts, policy, jitter), attempts, history)
 
 
 def backoff_s(attempt: int, policy: Policy, jitter: float) -> float:

@@ -5,18 +5,18 @@ import os
 import random
 import time
 from collections import Counter
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from millhand import event as events
+from millhand.asking import Answered, Asker
 from millhand.config import Config
-from millhand.errors import BadAnswer, Malformed, ModelAway
-from millhand.gate import Gate
+from millhand.courier import Courier
+from millhand.errors import Malformed, ModelAway
+from millhand.gate import UNUSED, Gate, Permit, end_of
 from millhand.keys import Keys
 from millhand.lease import Leases
 from millhand.log import logger
-from millhand.model.answer import Answer
 from millhand.model.ollama import OllamaModel
 from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
@@ -37,7 +37,6 @@ from millhand.verdict import (
     Delivery,
     Done,
     Enriched,
-    Expired,
     Failed,
     Interrupted,
     Outcome,
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
-LOST_CALLS_MAX = 5  # an event whose call is lost so often may be what brings the model down
+MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -82,18 +81,24 @@ class Worker:
         self._policy = Policy(
             delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
         )
-        self._questions = Questions(chosen_tasks(config))
         self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
         self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
         self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
-        self._settler = Settler(self._redis, keys)
+        courier = Courier(self._redis)
+        self._settler = Settler(self._redis, keys, courier)
         self._leases = Leases(self._redis, keys, consumer, config.delivery.lease_s, log)
         self._model = OllamaModel(config.model)
-        self._model_digest = ""
-        self._gate = Gate(stop, log)
+        self._gate = Gate(courier, config, consumer, stop, log)
+        self._asker = Asker(
+            model=self._model,
+            questions=Questions(chosen_tasks(config)),
+            gate=self._gate,
+            policy=self._policy,
+            age_s=self._stream.age_s,
+            log=log,
+        )
         self._slots = asyncio.Semaphore(config.model.concurrency)
         self._walks: set[asyncio.Task[None]] = set()
-        self._at_the_gate: set[str] = set()
         self._settled: Counter[str] = Counter()
         self._due_turn = False
         self._redis_away: str | None = None  # why nothing is read
@@ -104,16 +109,20 @@ class Worker:
         self._log.info("worker.started", consumer=self._consumer, pid=os.getpid())
         renewing = asyncio.create_task(self._leases.run())
         renewing.add_done_callback(self._renewing_ended)
+        holding = asyncio.create_task(self._gate.run())
         if await self._open():
             pulse.send({"ready": True})
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
         while not self._stop.requested:
             free = await self._free_slots()
-            deliveries = await self._next(free) if free and await self._gate.admit() else []
-            await self._take_up(deliveries)
+            permits = await self._permits(free) if free else []
+            deliveries = await self._next(len(permits)) if permits else []
+            self._gate.give_back(permits[len(deliveries) :])
+            await self._take_up(deliveries, permits)
             self._free(free - len(deliveries))
         await self._drain()
         renewing.cancel()
+        holding.cancel()
         await self._close()
         self._log.info("worker.stopped", **self._settled)
 
@@ -125,13 +134,12 @@ class Worker:
 
     def stats(self) -> dict[str, Any]:
         """Return what the worker says of itself with each heartbeat."""
-        away = self._gate.away
-        waits_for = f"{away.reason}: {away.detail}" if away else None
+        waits_for = self._gate.away
         refusals = [self._redis_away, self._redis_refuses, *self._settler.resending.values()]
         refused = next((error for error in refusals if error is not None), None)
         if refused is not None:
             waits_for = f"redis: {refused}"
-        at_the_gate = {"at_the_gate": list(self._at_the_gate)} if self._at_the_gate else {}
+        at_the_gate = {"at_the_gate": list(self._asker.waiting)} if self._asker.waiting else {}
         return {"in_hand": len(self._leases), "waits_for": waits_for, **at_the_gate, **self._settled}
 
     async def _open(self) -> bool:
@@ -142,20 +150,21 @@ class Worker:
                 break
             except RedisError as error:
                 await self._wait_for_redis(error)
-        while await self._gate.admit():
-            with suppress(ModelAway):
-                await self._meet_model()
-                self._gate.open()
+        while not self._stop.requested:
+            if (permits := await self._permits(1)) and await self._met_model(permits[0]):
                 return True
         return False
 
-    async def _meet_model(self) -> None:
-        """Learn the model's digest; close the gate if it is not there."""
+    async def _met_model(self, permit: Permit) -> bool:
+        """Learn the model's digest; tell the gate if it is not there."""
         try:
-            self._model_digest = await self._model.digest()
+            await self._asker.meet_model()
         except ModelAway as away:
-            self._gate.close(away)
-            raise
+            await self._gate.tell(permit, end_of(away))
+            await self._stop.sleep(MEET_PAUSE_S * random.random())  # noqa: S311 - jitter, no secret
+            return False
+        self._gate.leave(permit, UNUSED)
+        return True
 
     # -- read -------------------------------------------------------------------------------------------------------
 
@@ -168,6 +177,14 @@ class Worker:
             await self._slots.acquire()
             free += 1
         return free
+
+    async def _permits(self, count: int) -> list[Permit]:
+        """Wait until the model may be asked; return permits for up to so many calls."""
+        try:
+            return await self._gate.places(count)
+        except RedisError as error:
+            await self._wait_for_redis(error)
+            return []
 
     def _free(self, count: int) -> None:
         for _ in range(count):
@@ -199,7 +216,7 @@ class Worker:
             await self._stream.reconnect()
         await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter, no secret
 
-    async def _take_up(self, deliveries: list[Delivery]) -> None:
+    async def _take_up(self, deliveries: list[Delivery], permits: list[Permit]) -> None:
         """Start on deliveries. A suspect comes alone and is worked on alone.
 
         So if it kills this worker too, nothing else was in hand that could be buried for it.
@@ -211,8 +228,8 @@ class Worker:
         if suspect:
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
-        for delivery in deliveries:
-            self._start(delivery)
+        for delivery, permit in zip(deliveries, permits, strict=False):
+            self._start(delivery, permit)
         if suspect:
             await self._in_hand_ended()
 
@@ -223,8 +240,8 @@ class Worker:
 
     # -- walk -------------------------------------------------------------------------------------------------------
 
-    def _start(self, delivery: Delivery) -> None:
-        walk = asyncio.create_task(self._walk(delivery))
+    def _start(self, delivery: Delivery, permit: Permit) -> None:
+        walk = asyncio.create_task(self._walk(delivery, permit))
         self._walks.add(walk)
         walk.add_done_callback(self._ended)
 
@@ -234,51 +251,35 @@ class Worker:
         if not walk.cancelled() and (error := walk.exception()):
             self._log.error("event.walk_failed", exc_info=error)
 
-    async def _walk(self, delivery: Delivery) -> None:
+    async def _walk(self, delivery: Delivery, permit: Permit) -> None:
         """Take one delivery from its fields to its verdict."""
         with self._leases.hold(delivery) as lease:
-            lease.work = asyncio.create_task(self._attempt(delivery))
+            lease.work = asyncio.create_task(self._attempt(delivery, permit))
             try:
                 outcome = await lease.work
             except asyncio.CancelledError:
                 if lease.lost or not lease.work.cancelled():
                     return
                 outcome = Interrupted()
+            finally:
+                self._gate.give_back([permit])
             verdict = judge(delivery, outcome, self._policy, random.random())  # noqa: S311 - jitter, no secret
             settled = await settle_surely(self._settler, delivery, verdict, self._log)
         self._tell(delivery, verdict, settled)
 
-    async def _attempt(self, delivery: Delivery) -> Outcome:
+    async def _attempt(self, delivery: Delivery, permit: Permit) -> Outcome:
         """Decode, ask and check. Waits while the model is away; that spends no attempt."""
-        started = time.monotonic()
+        started_s = time.monotonic()
         try:
             event = events.decode(delivery.fields, self._config.enrich)
-            if first := await self._repeated(delivery):
-                return Repeated(first)
-            prompt = self._questions.prompt(event.text)
-            lost = 0
-            while await self._admitted(delivery):
-                if (age_s := self._stream.age_s(delivery)) > self._policy.age_max_s:
-                    return Expired(age_s)
-                try:
-                    answer, results = await self._ask(prompt, delivery)
-                except ModelAway as away:
-                    lost += away.lost
-                    if lost == LOST_CALLS_MAX:
-                        raise BadAnswer("model_error", f"{lost} calls were lost: {away.detail}") from away
-                    continue
-                return self._enriched(delivery, event, results, answer, time.monotonic() - started)
-        except (Malformed, BadAnswer) as error:
+        except Malformed as error:
             return Failed(error)
-        return Interrupted()
-
-    async def _admitted(self, delivery: Delivery) -> bool:
-        """Wait at the gate. What waits there is not worked on: if this worker dies, that is not the event's doing."""
-        self._at_the_gate.add(delivery.id)
-        try:
-            return await self._gate.admit()
-        finally:
-            self._at_the_gate.discard(delivery.id)
+        if first := await self._repeated(delivery):
+            return Repeated(first)
+        asked = await self._asker.ask(delivery, event.text, permit)
+        if isinstance(asked, Answered):
+            return self._enriched(delivery, event, asked, time.monotonic() - started_s)
+        return asked
 
     async def _repeated(self, delivery: Delivery) -> str | None:
         """Return the entry whose event_id this one repeats; None where it has its own, or where that is not asked."""
@@ -298,48 +299,24 @@ class Worker:
             return first if first != delivery.id else None
         return None
 
-    async def _ask(self, prompt: Any, delivery: Delivery) -> tuple[Answer, dict[str, Any]]:
-        """Ask the model, and check what it says.
-
-        Only an answer, good or bad, opens the gate: a server that still loads a model lists it already.
-        """
-        if self._gate.away:
-            await self._meet_model()
-        asked = {"id": delivery.id, "attempt": delivery.attempt}
-        self._log.debug("model.asked", **asked)
-        try:
-            answer = await self._model.generate(prompt, delivery.attempt)
-            results = self._questions.parse(answer.content)
-        except ModelAway as away:
-            self._log.debug("model.answered", outcome=f"away: {away.reason}", **asked)
-            self._gate.close(away)
-            raise
-        except (BadAnswer, Malformed) as error:
-            self._log.debug("model.answered", outcome=f"bad: {error.reason}", **asked)
-            self._gate.open()
-            raise
-        self._log.debug("model.answered", outcome="ok", **asked)
-        self._gate.open()
-        return answer, results
-
-    def _enriched(
-        self, delivery: Delivery, event: events.Event, results: dict[str, Any], answer: Answer, total_s: float
-    ) -> Enriched:
+    def _enriched(self, delivery: Delivery, event: events.Event, answered: Answered, total_s: float) -> Enriched:
+        answer = answered.answer
         meta = {
             "model": self._config.model.name,
-            "model_digest": self._model_digest,
-            "prompt_hash": self._questions.prompt_hash,
-            "attempts": delivery.attempt,
+            "model_digest": self._asker.digest,
+            "prompt_hash": answered.prompt_hash,
+            "attempts": answered.attempt,
             "tokens_in": answer.tokens_in,
             "tokens_out": answer.tokens_out,
             "model_s": round(answer.model_s, 6),
             "total_s": round(total_s, 6),
             "worker": self._consumer,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            **answered.marks,
         }
         return Enriched(
-            data=events.merge(event, {**results, META: meta}),
-            hash=enrichment_hash(results),
+            data=events.merge(event, {**answered.results, META: meta}),
+            hash=enrichment_hash(answered.results),
             passed_on={name: delivery.fields[name] for name in events.PASSED_ON if name in delivery.fields},
         )
 
@@ -368,6 +345,7 @@ class Worker:
             walk.cancel()
 
     async def _close(self) -> None:
+        await self._gate.close()
         await self._model.close()
         await self._stream.close()
         await self._redis.aclose()

@@ -140,12 +140,21 @@ def _show(document: dict[str, Any]) -> None:
     console.print(
         f"redis {escape(redis['server'] or redis['error'] or 'not asked yet')}  durability {redis['durability']}"
     )
+    console.print(f"gate {escape(_gate_text(document['gate']))}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("process", "state", "pid", "up", "restarts", "last exit", "doing"):
         table.add_column(column)
     for row in document["children"]:
         table.add_row(*_cells(row))
     console.print(table)
+
+
+def _gate_text(gate: dict[str, Any]) -> str:
+    """Say in a line what the gate lets through."""
+    failed = sum(count for end, count in gate["calls"].items() if end != "ok")
+    tokens = "" if gate["tokens"] is None else f"  tokens {gate['tokens']:g}"
+    permits = f"permits {gate['permits']} of {gate['permits_max']}"
+    return f"{gate['state']}  {permits}{tokens}  calls {gate['calls']['ok']} ok, {failed} failed"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any  # noqa: E402 - the project's root has to be found first
 
 from tests.fleet.chaos.mutants import MUTANTS  # noqa: E402
 
-from millhand import pulse, worker  # noqa: E402
+from millhand import asking, pulse  # noqa: E402
 from millhand_fleet import restarts  # noqa: E402
 from millhand_fleet.ctl.main import main  # noqa: E402
 
@@ -33,17 +33,17 @@ def shorten() -> None:
 
 def obey_events() -> None:
     """Let an event kill or hang its worker at the moment when the model is asked about it."""
-    ask = worker.Worker._ask
+    call = asking.Asker._call
 
-    async def dangerous(self: worker.Worker, prompt: Any, delivery: Any) -> Any:
+    async def dangerous(self: asking.Asker, prompt: Any, attempt: int, permit: Any, delivery: Any) -> Any:
         data = delivery.fields.get(b"data", b"")
         if POISON in data:
             os.kill(os.getpid(), 9)
         if BLOCK in data:
             time.sleep(BLOCKED_S)  # noqa: ASYNC251 - that is what it is for
-        return await ask(self, prompt, delivery)
+        return await call(self, prompt, attempt, permit, delivery)
 
-    worker.Worker._ask = dangerous  # type: ignore[method-assign]
+    asking.Asker._call = dangerous  # type: ignore[method-assign]
 
 
 shorten()

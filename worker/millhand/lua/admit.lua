@@ -1,0 +1,130 @@
+#!lua flags=allow-oom
+-- admit: may a call to the model be made? In this order: pause, breaker, permit, token; all by the server's clock.
+--
+-- KEYS   1 gate  2 permits  3 input
+-- ARGV   1 group  2 consumer  3 'places': how many of these calls could begin soon, asked before events are read
+--                               'call': this one begins, now or when its token is due
+--        4 calls at once, a number or 'auto'  5 us between two tokens, 0 = no rate  6 burst
+--        7 ms until a permit expires  8 ms until a probe's lease expires  9... ids of permits, one for each call
+-- answer {granted, wait in ms, why, generation of the limit, ms over which those who wait are to be spread, what is
+--         wrong in words}
+--        granted > 0   the first so many ids hold a permit; a 'call' begins after the wait, for which it has its token
+--        'paused' 'open' 'permit' 'rate'   nothing granted, and not to be asked again before the wait is over
+--        'probe'       closed, and the holder of the first id is the one to find out whether the model is back
+--
+-- gate   tat: when the bucket will be full again less its burst, in us (GCRA: ATM Forum TM 4.0, 1996, and its use with
+--        reservations). pause_until, pause_ms. open, kind, says, probe_at, probe_ms, prober, prober_until. strikes,
+--        throttled_since. slow: calls at once while the model is tried again. limit, generation and what leave counts.
+-- permits  id -> when it expires in ms, and `@opened` -> less the time from which new ones may be given out
+--
+-- Whoever is refused gives the permit back, so that those who wait hold nothing that others could use.
+-- Where the bucket is lost it begins with one token. Where the permits are lost while others have events in hand, nobody
+-- gets a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
+-- Safe to send again: the same ids hold the same permits, and a token more is spent at worst.
+local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, START = 2500, 500000, 100000, 250, 4
+local gate, permits, input = KEYS[1], KEYS[2], KEYS[3]
+local group, consumer, how, at_once = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local interval, burst, hold_ms, probe_lease_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local ids = {unpack(ARGV, 9)}
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now = math.floor(now_us / 1000)
+
+local function number(field)
+  return tonumber(redis.call('HGET', gate, field) or 0)
+end
+
+local function refuse(wait_ms, why, spread_ms)
+  redis.call('ZREM', permits, unpack(ids))
+  return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, redis.call('HGET', gate, 'says') or ''}
+end
+
+local function others_hold_events()
+  local summary = redis.pcall('XPENDING', input, group)  -- an error where there is no group, and nothing in hand
+  for _, row in ipairs(summary[4] or {}) do
+    if row[1] ~= '@parked' and row[1] ~= consumer then
+      return true
+    end
+  end
+  return false
+end
+
+local opened = redis.call('ZSCORE', permits, '@opened')
+opened = opened and -tonumber(opened)
+if not opened or opened > now + REJOIN_MS then
+  opened = not opened and others_hold_events() and now + REJOIN_MS or 1
+  redis.call('ZADD', permits, -opened, '@opened')
+end
+redis.call('ZREMRANGEBYSCORE', permits, 1, now)
+
+local pause_left, pause_ms = number('pause_until') - now, number('pause_ms')
+if pause_left > pause_ms then
+  pause_left = pause_ms
+  redis.call('HSET', gate, 'pause_until', now + pause_left)
+end
+if pause_left > 0 then
+  return refuse(pause_left, 'paused', pause_ms / 10)
+end
+
+-- the token: `tat` moves on by one interval a call; a call may begin `burst - 1` intervals before it. One token is kept
+-- back where there are several, because calls that were let go apart may arrive together.
+local tolerance = math.max(burst - 2, 0) * interval
+local tat = tonumber(redis.call('HGET', gate, 'tat') or now_us + tolerance)
+if tat - tolerance > now_us + RESERVED_US_MAX + interval then
+  tat = now_us + tolerance
+end
+local token_wait = interval > 0 and math.max(0, tat - tolerance - now_us) or 0
+local function take_token()
+  if interval > 0 then
+    redis.call('HSET', gate, 'tat', math.max(now_us, tat) + interval)
+  end
+end
+
+local limit = at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or START) or tonumber(at_once)
+local in_use = redis.call('ZCARD', permits) - 1
+
+if redis.call('HEXISTS', gate, 'open') == 1 then
+  local prober_left, probe_in = number('prober_until') - now, number('probe_at') - now
+  if prober_left > 0 and prober_left <= probe_lease_ms then
+    return refuse(math.min(prober_left, OPEN_POLL_MS), 'open')
+  end
+  if probe_in > 0 and probe_in <= number('probe_ms') then
+    return refuse(probe_in, 'open')
+  end
+  if token_wait > 0 or in_use >= limit then
+    return refuse(math.max(token_wait / 1000, OPEN_POLL_MS), 'open')
+  end
+  take_token()
+  redis.call('HSET', gate, 'prober', ids[1], 'prober_until', now + probe_lease_ms)
+  redis.call('ZADD', permits, now + probe_lease_ms, ids[1])
+  return {0, 0, 'probe', number('generation'), 0, redis.call('HGET', gate, 'says') or ''}
+end
+
+local slow = tonumber(redis.call('HGET', gate, 'slow') or limit)
+local free = opened > now and 0 or math.min(limit, slow) - in_use
+if how == 'call' and redis.call('ZSCORE', permits, ids[1]) then
+  free = 1
+end
+if free < 1 then
+  return refuse(math.max(0, opened - now), 'permit')
+end
+
+local granted = math.min(math.floor(free), #ids)
+if how == 'places' then
+  if interval > 0 then
+    granted = math.min(granted, math.floor((now_us + AHEAD_US + tolerance - math.max(tat, now_us)) / interval) + 1)
+    if granted < 1 then
+      return refuse((token_wait - AHEAD_US) / 1000, 'rate')
+    end
+  end
+  token_wait = 0
+else
+  if token_wait > RESERVED_US_MAX then
+    return refuse(token_wait / 1000, 'rate')
+  end
+  take_token()
+end
+for place = 1, granted do
+  redis.call('ZADD', permits, now + hold_ms + math.ceil(token_wait / 1000), ids[place])
+end
+return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, ''}
