@@ -19,6 +19,7 @@ COMMANDS = {
     "stop": "millhand_fleet.ctl.orders:stop",
     "produce": "millhand_fleet.ctl.produce:produce",
     "dead": "millhand_fleet.ctl.dead:dead",
+    "compare": "millhand_fleet.ctl.compare:compare",
     "config": "millhand_fleet.ctl.config:config",
 }
 
