@@ -235,13 +235,19 @@ def outage(seconds: float) -> None:
         asyncio.run_coroutine_threadsafe(bench.fake.__aenter__(), loop).result(10)
         back_s = time.monotonic()
         arrivals = eventually(lambda: len(found := bench.arrivals(back_s)) > 200 and found, PATIENCE_S)
-        full_s = next(late for early, late in pairwise(range(len(arrivals))) if late >= 50 and 50 / (arrivals[late] - arrivals[late - 50]) > 0.9 * fast)
+        full_s = next(
+            late
+            for early, late in pairwise(range(len(arrivals)))
+            if late >= 50 and 50 / (arrivals[late] - arrivals[late - 50]) > 0.9 * fast
+        )
         console.print(
             f"back: first call {arrivals[0] - back_s:.2f} s after, full speed ({fast:.0f}/s) {arrivals[full_s] - back_s:.2f} s after"
         )
         eventually(lambda: bench.redis.xlen(OUTPUT) + bench.redis.xlen(DEAD) >= 6000, PATIENCE_S)
         spent = bench.redis.hget("{events}:totals", "retried")
-        console.print(f"enriched {bench.redis.xlen(OUTPUT)}, dead letters {bench.redis.xlen(DEAD)}, attempts spent {int(spent or 0)}")
+        console.print(
+            f"enriched {bench.redis.xlen(OUTPUT)}, dead letters {bench.redis.xlen(DEAD)}, attempts spent {int(spent or 0)}"
+        )
 
 
 def per_second(bench: Bench) -> float:
@@ -266,14 +272,17 @@ def limit(latency_s: float, seconds: float, slots: tuple[int, ...]) -> None:
         steps = " ".join(f"{at:.1f}s:{value}" for at, value in seen)
         console.print(
             f"{count} slots: auto {rate_per_s:.1f}/s, best fixed {best:.1f}/s, ratio {rate_per_s / best:.3f}; "
-            f"limit over time {steps}", soft_wrap=True
+            f"limit over time {steps}",
+            soft_wrap=True,
         )
         console.print("  fixed: " + "  ".join(f"{r:.1f}/s" for r, _ in found[1:]))
 
 
 def run_limit(slots: int, latency_s: float, seconds: float, at_once: str) -> tuple[float, list[tuple[float, int]]]:
     """Return calls a second after the settling, and the limit over time where it changed."""
-    with running(workers=4, latency_s=latency_s, slots=slots, MODEL_IN_FLIGHT_MAX=at_once, MODEL_CONCURRENCY="8") as bench:
+    with running(
+        workers=4, latency_s=latency_s, slots=slots, MODEL_IN_FLIGHT_MAX=at_once, MODEL_CONCURRENCY="8"
+    ) as bench:
         bench.produce(int(slots / latency_s * seconds * 1.5))
         eventually(lambda: bench.fake.arrived, PATIENCE_S)
         began_s = time.monotonic()

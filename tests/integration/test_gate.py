@@ -1,0 +1,487 @@
+"""The gate's scripts on a real Redis, and what a worker makes of them. Time passes where a test moves it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.integration.race import Race
+from tests.rig import config_for, eventually_async
+
+from millhand.config import Config
+from millhand.courier import Courier
+from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy
+from millhand.gate import UNUSED, VOID, End, Gate, Permit, end_of
+from millhand.keys import Keys
+from millhand.log import logger
+from millhand.stop import Stop
+from millhand.stream import connect
+from millhand_fleet.gate_view import GateView, look_at_gate
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+pytestmark = pytest.mark.every_server
+
+OK = End("ok", 0.05)
+LOST = end_of(ModelAway("model_unreachable", "reset", lost=True))
+BUSY = ModelBusy("HTTP 503")
+MISSING = Misconfigured("model_missing", "get it with: ollama pull tiny")
+MakeGate = Callable[..., Gate]
+
+
+class Doors:
+    """Several workers' gates of one fleet, and the hands that move its clock."""
+
+    def __init__(self, redis: "Redis", url: str) -> None:
+        self.redis = redis
+        self._url = url
+        self.keys = Keys.of(config_for(url))
+        self.stop = Stop(5)
+        self.probes = 0
+        self.model_says: Exception | None = None
+        self._opened: list[tuple[Gate, Redis]] = []
+
+    def config(self, **settings: Any) -> Config:
+        return config_for(self._url, flags={name.replace("__", "."): value for name, value in settings.items()})
+
+    def gate(self, consumer: str = "here:w1:a", **settings: Any) -> Gate:
+        client = connect(self._url)
+        gate = Gate(Courier(client), self.config(**settings), consumer, self.stop, logger())
+        gate.probe = self._probe
+        self._opened.append((gate, client))
+        return gate
+
+    async def _probe(self) -> None:
+        self.probes += 1
+        if self.model_says is not None:
+            raise self.model_says
+
+    async def close(self) -> None:
+        for gate, client in self._opened:
+            await gate.close()
+            await client.aclose()
+
+    async def view(self, **settings: Any) -> GateView:
+        return await look_at_gate(self.redis, self.keys, self.config(**settings))
+
+    async def pass_time(self, *fields: str, ms: int = 3_600_000) -> None:
+        """Let so much time pass for moments that the gate remembers."""
+        for field in fields:
+            await self.redis.hincrby(self.keys.gate, field, -ms)
+
+    async def permits(self) -> set[str]:
+        members: Any = await self.redis.zrangebyscore(self.keys.permits, 1, "+inf")
+        return {member.decode() for member in members}
+
+
+@pytest.fixture
+async def doors(redis: "Redis", redis_url: str) -> AsyncIterator[Doors]:
+    doors = Doors(redis, redis_url)
+    yield doors
+    await doors.close()
+
+
+async def soon(work: Awaitable[Any]) -> Any:
+    return await asyncio.wait_for(work, 10)
+
+
+async def is_held_back(gate: Gate, permit: Permit | None = None) -> bool:
+    """Whether a call is not let through at once."""
+    admission = asyncio.create_task(gate.admit(permit or gate.permit()))
+    done, _ = await asyncio.wait({admission}, timeout=0.15)
+    admission.cancel()
+    return not done
+
+
+# -- permits ----------------------------------------------------------------------------------------------------------
+
+
+async def test_no_more_permits_are_given_out_than_there_may_be_calls_at_once(doors: Doors) -> None:
+    first, second = doors.gate(model__in_flight_max=4), doors.gate("here:w2:b", model__in_flight_max=4)
+    assert len(await soon(first.places(3))) == 3
+    assert len(await soon(second.places(3))) == 1
+    assert len(await doors.permits()) == 4
+    assert await is_held_back(second)
+
+
+async def test_a_permit_that_is_given_back_is_the_next_ones(doors: Doors) -> None:
+    first, second = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
+    (held,) = await soon(first.places(1))
+    waiting = asyncio.create_task(second.places(1))
+    await eventually_async(lambda: doors.redis.exists(doors.keys.permits))
+    assert not waiting.done()
+    first.leave(held, OK)
+    (permit,) = await soon(waiting)
+    assert await doors.permits() == {permit.id}
+
+
+async def test_a_permit_whose_holder_died_expires(doors: Doors) -> None:
+    dead, living = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
+    (permit,) = await soon(dead.places(1))
+    assert await is_held_back(living)
+    await doors.redis.zadd(doors.keys.permits, {permit.id: 1}, xx=True)
+    assert await soon(living.admit(living.permit()))
+
+
+async def test_a_permit_outlives_the_longest_call(doors: Doors) -> None:
+    gate = doors.gate(model__timeout_s=60.0)
+    (permit,) = await soon(gate.places(1))
+    seconds, _ = await doors.redis.time()
+    expires_ms = await doors.redis.zscore(doors.keys.permits, permit.id)
+    assert expires_ms is not None
+    assert expires_ms / 1000 - seconds > 60
+
+
+async def test_lost_permits_are_not_given_out_again_before_their_holders_have_told_of_them(
+    doors: Doors, race: Race
+) -> None:
+    """F47: somebody has events in hand, so calls may be under way that Redis knows nothing of any more."""
+    await race.delivered("here:w1:a")
+    holder, other = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
+    (held,) = await soon(holder.places(1))
+    await doors.redis.delete(doors.keys.permits)
+    assert await is_held_back(other)
+    telling = asyncio.create_task(holder.run())
+    await eventually_async(lambda: _is_held(doors, held))
+    telling.cancel()
+    await doors.redis.zadd(doors.keys.permits, {"@opened": -1})  # the time for it is over
+    assert await is_held_back(other)
+    holder.leave(held, OK)
+    assert await soon(other.places(1))
+
+
+async def _is_held(doors: Doors, permit: Permit) -> bool:
+    return permit.id in await doors.permits()
+
+
+async def test_a_first_start_waits_for_nobody(doors: Doors, race: Race) -> None:
+    await race.add()
+    assert not await is_held_back(doors.gate(model__in_flight_max=1))
+
+
+async def test_what_a_worker_still_holds_goes_back_when_it_closes(doors: Doors) -> None:
+    gate, other = doors.gate(), doors.gate("here:w2:b")
+    await soon(gate.places(3))
+    (kept,) = await soon(other.places(1))
+    await gate.close()
+    assert await doors.permits() == {kept.id}
+
+
+async def test_a_call_goes_before_what_has_not_been_read(doors: Doors) -> None:
+    gate = doors.gate(model__in_flight_max=1)
+    (first,) = await soon(gate.places(1))
+    call, reading = asyncio.create_task(gate.admit(gate.permit())), asyncio.create_task(gate.places(1))
+    await eventually_async(lambda: gate._queue)
+    gate.leave(first, OK)
+    assert await soon(call)
+    assert not reading.done()
+    reading.cancel()
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+async def admitted_within(gates: list[Gate], seconds: float) -> int:
+    """Return how many calls are let through in a while, with as many callers as there are."""
+    count = 0
+
+    async def call(gate: Gate) -> None:
+        nonlocal count
+        while await gate.admit(gate.permit()):
+            count += 1
+
+    callers = [asyncio.create_task(call(gate)) for gate in gates for _ in range(4)]
+    await asyncio.wait(callers, timeout=seconds)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+    return count
+
+
+async def test_calls_of_all_workers_together_keep_to_the_rate(doors: Doors) -> None:
+    rate = {"model__rate_per_s": 50.0, "model__burst": 5, "model__in_flight_max": 1000}
+    gates = [doors.gate(f"here:w{n}:a", **rate) for n in range(3)]
+    started_s = asyncio.get_running_loop().time()
+    count = await admitted_within(gates, 1.0)
+    lasted_s = asyncio.get_running_loop().time() - started_s
+    assert 10 <= count <= 5 + 50 * lasted_s + 1
+
+
+async def test_a_lost_bucket_begins_with_one_token(doors: Doors) -> None:
+    """F47: otherwise whoever deletes the key lets a whole burst through."""
+    gate = doors.gate(model__rate_per_s=0.01, model__burst=100)
+    assert not await is_held_back(gate)
+    assert await is_held_back(gate)
+    await doors.redis.delete(doors.keys.gate)
+    assert not await is_held_back(gate)
+    assert await is_held_back(gate)
+
+
+async def test_a_full_bucket_lets_a_burst_through_and_no_more(doors: Doors) -> None:
+    gate = doors.gate(model__rate_per_s=0.01, model__burst=10)
+    assert await soon(gate.admit(gate.permit()))
+    await doors.pass_time("tat", ms=10**12)
+    let_through = 0
+    while not await is_held_back(gate):
+        let_through += 1
+    assert let_through == 9  # one less: what was let go apart may arrive together
+
+
+async def test_a_clock_that_was_put_back_freezes_no_token(doors: Doors) -> None:
+    """F40: the bucket's time lies an hour ahead then."""
+    gate = doors.gate(model__rate_per_s=10.0, model__burst=10)
+    assert await soon(gate.admit(gate.permit()))
+    await doors.pass_time("tat", ms=-3_600_000_000)
+    assert not await is_held_back(gate)
+    assert (await doors.view(model__rate_per_s=10.0, model__burst=10)).tokens is not None
+
+
+async def test_nobody_reads_far_ahead_of_the_tokens(doors: Doors) -> None:
+    gate = doors.gate(model__rate_per_s=10.0, model__burst=3)
+    await soon(gate.admit(gate.permit()))
+    places = await soon(gate.places(50))
+    assert 1 <= len(places) <= 4
+
+
+# -- the pause --------------------------------------------------------------------------------------------------------
+
+
+async def test_one_refusal_stops_the_whole_fleet_for_as_long_as_it_says(doors: Doors) -> None:
+    """F42: and what waits holds no permit meanwhile."""
+    refused, other = doors.gate(), doors.gate("here:w2:b")
+    (permit,) = await soon(refused.places(1))
+    assert await refused.tell(permit, end_of(ModelBusy("HTTP 429", 30.0))) == "paused"
+    assert await is_held_back(other)
+    assert other.away == "model_busy: HTTP 429"
+    view = await doors.view()
+    assert (view.state, view.says, view.permits) == ("paused", "model_busy: HTTP 429", 0)
+    assert 25 < view.until_s <= 30
+
+
+async def test_after_a_pause_calls_begin_one_by_one(doors: Doors) -> None:
+    gate = doors.gate()
+    await gate.tell(gate.permit(), end_of(ModelBusy("HTTP 429", 30.0)))
+    await doors.pass_time("pause_until")
+    sizes = []
+    for _ in range(4):
+        places = await soon(gate.places(50))
+        sizes.append(len(places))
+        gate.give_back(places[1:])
+        await gate.tell(places[0], OK)
+    assert sizes == [1, 2, 4, 8]
+
+
+async def test_pauses_that_nobody_asked_for_grow_and_begin_anew_after_a_success(doors: Doors) -> None:
+    gate = doors.gate(gate__probe_every_max_s=4.0)
+    lengths = []
+    for end in [end_of(BUSY)] * 5 + [OK, end_of(BUSY)]:
+        await gate.tell(gate.permit(), end)
+        lengths.append(round((await doors.view()).until_s, 1))
+        await doors.pass_time("pause_until")
+    assert lengths == pytest.approx([0.5, 1, 2, 4, 4, 0, 0.5], abs=0.2)
+
+
+async def test_refusals_of_the_same_moment_are_one_pause(doors: Doors) -> None:
+    gate = doors.gate()
+    for _ in range(5):
+        await gate.tell(gate.permit(), end_of(BUSY))
+    assert (await doors.view()).until_s <= 0.5
+
+
+async def test_a_clock_that_was_put_back_does_not_lengthen_a_pause(doors: Doors) -> None:
+    """F40."""
+    gate = doors.gate()
+    await gate.tell(gate.permit(), end_of(ModelBusy("HTTP 429", 0.5)))
+    await doors.pass_time("pause_until", ms=-3_600_000)
+    assert await soon(gate.admit(gate.permit()))
+
+
+async def test_throttling_without_a_success_stops_the_fleet_and_says_since_when(
+    doors: Doors, told: list[MutableMapping[str, Any]]
+) -> None:
+    gate = doors.gate(gate__throttled_max_s=60.0)
+    await gate.tell(gate.permit(), end_of(BUSY))
+    await doors.pass_time("throttled_since", "pause_until", ms=61_000)
+    assert await gate.tell(gate.permit(), end_of(BUSY)) == "open"
+    view = await doors.view()
+    assert (view.state, view.says) == ("throttled", "model_busy: HTTP 503")
+    assert 60 < view.since_s < 70
+    assert [row["event"] for row in told] == ["gate.paused", "model.away"]
+
+
+# -- the breaker ------------------------------------------------------------------------------------------------------
+
+
+async def opened(gate: Gate) -> None:
+    """Let enough calls fail, one after the other."""
+    states = [await gate.tell(gate.permit(), LOST) for _ in range(3)]
+    assert states == ["closed", "closed", "open"]
+
+
+async def test_failures_in_a_row_of_the_whole_fleet_open_the_breaker(doors: Doors) -> None:
+    """F46: nobody gets through then, nor reads."""
+    gates = [doors.gate(f"here:w{n}:a", gate__failures_max=3) for n in range(3)]
+    doors.model_says = LOST_MODEL
+    assert [await gate.tell(gate.permit(), LOST) for gate in gates] == ["closed", "closed", "open"]
+    assert await is_held_back(gates[0])
+    reading = asyncio.create_task(gates[1].places(5))
+    await eventually_async(lambda: gates[1].away)
+    assert not reading.done()
+    reading.cancel()
+    assert (await doors.view()).state == "away"
+
+
+LOST_MODEL = ModelAway("model_unreachable", "refused")
+
+
+async def test_a_success_in_between_keeps_the_breaker_closed(doors: Doors) -> None:
+    gate = doors.gate(gate__failures_max=3)
+    states = [await gate.tell(gate.permit(), end) for end in (LOST, LOST, OK, LOST, LOST)]
+    assert states == ["closed"] * 5
+
+
+async def test_a_missing_model_opens_the_breaker_at_once_and_says_how_to_get_it(
+    doors: Doors, told: list[MutableMapping[str, Any]]
+) -> None:
+    gate = doors.gate()
+    assert await gate.tell(gate.permit(), end_of(MISSING)) == "open"
+    view = await doors.view()
+    assert (view.state, view.says) == ("misconfigured", "model_missing: get it with: ollama pull tiny")
+    (alarm,) = [row for row in told if row["event"] == "model.away"]
+    assert (alarm["log_level"], alarm["reason"]) == ("error", view.says)
+
+
+async def test_one_probe_at_a_time_finds_the_model_back(doors: Doors, told: list[MutableMapping[str, Any]]) -> None:
+    """F46: half-open."""
+    gates = [doors.gate(f"here:w{n}:a", gate__failures_max=3) for n in range(4)]
+    await opened(gates[0])
+    assert doors.probes == 0
+    await doors.pass_time("probe_at")
+    answers = await soon(asyncio.gather(*(gate.admit(gate.permit()) for gate in gates[:1])))
+    assert answers == [True]
+    assert doors.probes == 1
+    assert (await doors.view()).state == "closed"
+    assert [row["event"] for row in told if row["event"] != "gate.probing"] == ["model.away", "model.back"]
+
+
+async def test_a_probe_that_fails_puts_the_next_one_off_for_ever_longer(doors: Doors) -> None:
+    gate = doors.gate(gate__failures_max=3, gate__probe_every_max_s=4.0)
+    await opened(gate)
+    doors.model_says = LOST_MODEL
+    waits = []
+    for probe in range(1, 6):
+        await doors.pass_time("probe_at")
+        waiting = asyncio.create_task(gate.admit(gate.permit()))
+        await eventually_async(lambda probe=probe: doors.probes == probe)  # type: ignore[misc]
+        await eventually_async(lambda: _is_without_prober(doors))
+        waiting.cancel()
+        waits.append(round((await doors.view()).until_s, 1))
+    assert waits == pytest.approx([1, 2, 4, 4, 4], abs=0.3)
+
+
+async def _is_without_prober(doors: Doors) -> bool:
+    return not await doors.redis.hexists(doors.keys.gate, "prober")
+
+
+@pytest.mark.parametrize("way", ["by its lease", "by the janitor"])
+async def test_a_prober_that_died_makes_way_for_another(doors: Doors, way: str) -> None:
+    dead, living = doors.gate(gate__failures_max=3), doors.gate("here:w2:b", gate__failures_max=3)
+    await opened(dead)
+    await doors.pass_time("probe_at")
+    dead.probe = asyncio.Event().wait  # type: ignore[assignment]
+    stuck = asyncio.create_task(dead.admit(dead.permit()))
+    await eventually_async(lambda: doors.redis.hexists(doors.keys.gate, "prober"))
+    assert await is_held_back(living)
+    await (_expired(doors) if way == "by its lease" else _evicted(doors))
+    assert await soon(living.admit(living.permit()))
+    assert doors.probes == 1
+    stuck.cancel()
+    await asyncio.wait({stuck})
+
+
+async def _expired(doors: Doors) -> None:
+    await doors.pass_time("prober_until")
+    for permit_id in await doors.permits():
+        await doors.redis.zadd(doors.keys.permits, {permit_id: 1}, xx=True)
+
+
+async def _evicted(doors: Doors) -> None:
+    evict = Courier(doors.redis).script("evict")
+    assert await evict(keys=[doors.keys.gate, doors.keys.permits], args=["here:w1:a"]) == 1
+
+
+async def test_a_stop_wakes_whoever_waits_at_the_gate(doors: Doors) -> None:
+    gate = doors.gate()
+    await gate.tell(gate.permit(), end_of(ModelBusy("HTTP 429", 300.0)))
+    waiting = [asyncio.create_task(gate.admit(gate.permit())), asyncio.create_task(gate.places(3))]
+    await eventually_async(lambda: gate.away)
+    doors.stop.request()
+    assert await soon(asyncio.gather(*waiting)) == [False, []]
+
+
+async def test_a_call_that_was_ended_by_us_says_nothing_about_the_model(doors: Doors) -> None:
+    gate = doors.gate(gate__failures_max=1)
+    for end in (VOID, UNUSED, end_of(BadAnswer("invalid_answer", "no JSON"))):
+        assert await gate.tell(gate.permit(), end) == "closed"
+    assert (await doors.view()).calls["ok"] == 1
+
+
+# -- the limit --------------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """A model that works on so many calls at once, a second on each, as calls see it that keep it at its limit."""
+
+    def __init__(self, doors: Doors, slots: int) -> None:
+        self._doors = doors
+        self._slots = slots
+        self._gate = doors.gate(model__in_flight_max="auto", model__concurrency=64)
+        self.limits: list[int] = []
+
+    async def round(self) -> None:
+        """Make as many calls at once as may be, and note the limit."""
+        limit = (await self._doors.view(model__in_flight_max="auto")).permits_max
+        self.limits.append(limit)
+        places = await soon(self._gate.places(limit))
+        await self._let_them_take_their_time(limit)
+        wall_s = max(1.0, limit / self._slots)
+        for permit in places:
+            await self._gate.tell(permit, End("ok", wall_s, wall_s - 1.0))
+
+    async def _let_them_take_their_time(self, limit: int) -> None:
+        """Put the beginning of the count to where it would be, had these calls and those before really been made."""
+        seconds, microseconds = await self._doors.redis.time()
+        calls = limit + int(await self._doors.redis.hget(self._doors.keys.gate, "counted") or 0)
+        lasted_us = round(1_000_000 * calls / min(limit, self._slots))
+        await self._doors.redis.hset(self._doors.keys.gate, "since_us", seconds * 1_000_000 + microseconds - lasted_us)
+
+
+@pytest.mark.parametrize("slots", [1, 4, 16])
+async def test_the_limit_settles_where_one_call_waits_and_stays_there(doors: Doors, slots: int) -> None:
+    model = Model(doors, slots)
+    for _ in range(60):
+        await model.round()
+    settled = model.limits[30:]
+    assert min(settled) >= slots
+    assert max(settled) <= slots + 2
+    assert max(settled) - min(settled) <= 1
+
+
+@pytest.mark.parametrize("error", [BUSY, BadAnswer("timeout", "no answer", strikes=True)], ids=["busy", "late"])
+async def test_a_refusal_or_a_time_out_cuts_the_limit_once(doors: Doors, error: Any) -> None:
+    gate = doors.gate(model__in_flight_max="auto")
+    await doors.redis.hset(doors.keys.gate, mapping={"limit": 16, "generation": 0})
+    places = await soon(gate.places(4))
+    for permit in places:
+        await gate.tell(permit, end_of(error))
+    assert (await doors.view(model__in_flight_max="auto")).permits_max == 12
+
+
+async def test_an_idle_fleet_does_not_raise_its_limit(doors: Doors) -> None:
+    gate = doors.gate(model__in_flight_max="auto")
+    for _ in range(40):
+        (permit, *others) = await soon(gate.places(4))
+        gate.give_back(others)
+        await gate.tell(permit, End("ok", 0.0001, 0.0))
+    assert (await doors.view(model__in_flight_max="auto")).permits_max == 4
