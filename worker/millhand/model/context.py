@@ -15,7 +15,7 @@ CUT_SHARE = 2 / 3  # of the text is kept by a cut that knows nothing better
 WORD_CHARS_MAX = 40  # as far back a cut looks for a blank
 TOKENS_PER_BYTE = 0.3  # of text and JSON alike, before a reply has taught better
 TOKENS_PER_BYTE_LEAST = 1 / 16  # no text of a natural language has fewer
-LEARNED_SHARE = 0.5  # of the least density seen: other languages are denser or thinner by less
+LEARNED_SHARE = 0.5  # of the least density seen is sure: another language is not thinner by more
 SAMPLES_MIN = 8  # before what was seen counts
 MEMORY_SHARE = 0.1  # of the mean that each reply makes up
 CONTEXT_TOKENS_MIN = 256  # as in the configuration; a count below it is of a prompt whose beginning was cached
@@ -57,7 +57,7 @@ class ContextGuard:
         self._model = model
         self._policy = policy
         self._density = TOKENS_PER_BYTE
-        self._density_least = TOKENS_PER_BYTE
+        self._density_least = TOKENS_PER_BYTE  # and never more: after dense prompts, plain ones must pass
         self._samples = 0
 
     def fit(self, instructions: str, text: str) -> Fitted:
@@ -76,15 +76,16 @@ class ContextGuard:
     def refit(self, fitted: Fitted, error: TooLong) -> Fitted:
         """Return a shorter text after a refusal. Raises the refusal where the policy or the count of cuts forbids it.
 
-        The server's own count of the tokens says where to cut; without one a third goes.
+        The server's own count of the tokens says where to cut, or else the mean of those seen; each further cut takes
+        a third at the least.
         """
-        prompt_bytes = _bytes(fitted.instructions) + _bytes(fitted.text)
-        target = int(CUT_SHARE * _bytes(fitted.text))
+        text_bytes, prompt_bytes = _bytes(fitted.text), _bytes(fitted.instructions + fitted.text)
         if error.tokens:
-            room = min(error.room or self._model.num_ctx, self._model.num_ctx)
-            exact = self._bytes_likely(fitted, room, error.tokens / prompt_bytes)
-            target = exact if not fitted.cuts and exact < _bytes(fitted.text) else min(exact, target)
-        return self._cut(fitted, target, error)
+            self._learn(prompt_bytes, error.tokens)
+        density = error.tokens / prompt_bytes if error.tokens else self._density
+        bytes_max = self._bytes_likely(fitted, min(error.room or self._model.num_ctx, self._model.num_ctx), density)
+        counted = error.tokens is not None and not fitted.cuts and bytes_max < text_bytes
+        return self._cut(fitted, bytes_max if counted else min(bytes_max, int(CUT_SHARE * text_bytes)), error)
 
     def check(self, fitted: Fitted, answer: Answer) -> None:
         """Learn from an answer. Raises TooLong where the server has read less than there surely was to read.

@@ -47,8 +47,8 @@ def _moment(text: str, now: datetime) -> datetime | None:
         return None
     year = int(found["year"])
     if len(found["year"]) == 2:  # noqa: PLR2004 - digits
-        year += now.year - now.year % 100
-        year -= 100 if year > now.year + YEARS_AHEAD_MAX else 0
+        latest = now.year + YEARS_AHEAD_MAX
+        year = latest - (latest - year) % 100
     day, clock = int(found["day"]), (int(found["hour"]), int(found["minute"]), int(found["second"]))
     leap_s = 1 if clock[2] == 60 else 0  # noqa: PLR2004 - the second that a minute has now and then
     try:
