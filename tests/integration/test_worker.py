@@ -291,14 +291,14 @@ async def test_prompt_that_the_model_rejects_is_buried_without_a_retry(
     assert await race.is_clean()
 
 
-async def test_text_longer_than_the_context_is_rejected_not_cut(race: Race, config: Config) -> None:
+async def test_text_longer_than_the_context_is_buried_not_cut(race: Race, config: Config) -> None:
     """F43: the model is told not to drop the beginning without a word."""
     await race.add("word " * 4000)
     async with working(config):
         (letter,) = (await race.until_buried()).values()
 
-    assert letter["failure_reason"] == "rejected"
-    assert "context" in letter["failure_detail"]
+    assert (letter["failure_reason"], letter["attempts"]) == ("too_long", "0")
+    assert "model.num_ctx" in letter["failure_detail"]
 
 
 # -- limits of a call -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import millhand
 import millhand_fleet
 from millhand.errors import DETAIL_CHARS_MAX, BadAnswer, Malformed, Reasoned
+from millhand.model.failures import TABLE
 from millhand.verdict import (
     HISTORY_ERRORS_MAX,
     Bury,
@@ -195,7 +196,7 @@ def sources() -> list[tuple[Path, list[ast.AST]]]:
 def reasons_raised() -> set[tuple[str, str]]:
     """Return (place, reason) of every error in the sources whose reason ends up in a dead letter."""
     kinds = {Malformed.__name__, BadAnswer.__name__}
-    found = set()
+    found = {(str(seen), row.reason) for seen, row in TABLE.items() if issubclass(row.kind, Malformed | BadAnswer)}
     for path, nodes in sources():
         for node in nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:

@@ -18,7 +18,8 @@ class Reason(StrEnum):
     MALFORMED = "malformed"  # no `data`, not JSON, not an object
     TOO_LARGE = "too_large"  # more bytes than enrich.event_bytes_max
     NO_TEXT = "no_text"  # nothing for the model to read
-    REJECTED = "rejected"  # the model refuses this prompt: too long for the context, as a rule
+    TOO_LONG = "too_long"  # more tokens than model.num_ctx has room for
+    REJECTED = "rejected"  # the model refuses this prompt
     INVALID_ANSWER = "invalid_answer"  # after all attempts: the answer breaks the schema
     ANSWER_TOO_LONG = "answer_too_long"  # after all attempts: cut off
     MODEL_ERROR = "model_error"  # after all attempts: the model server fails on this event

@@ -1,43 +1,28 @@
 """Ollama's native API, from the side that asks."""
 
 import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import msgspec
 
 from millhand.config import Model
-from millhand.errors import BadAnswer, Malformed, Misconfigured, ModelAway, ModelBusy, clip
+from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned, clip
 from millhand.model.answer import Answer
+from millhand.model.context import tokens_told, too_long_detail
+from millhand.model.failures import Seen, failure, seen_in
+from millhand.model.reply import answer_in
 from millhand.model.retry_after import retry_after_s
 from millhand.tasks.task import Prompt
 
 CONNECT_TIMEOUT_S = 5.0
 LISTING_TIMEOUT_S = 10.0
 RETRY_TEMPERATURE_STEP = 0.2  # a repeated question at temperature 0 would get the same useless answer
-
-REFUSED_FOR_GOOD = frozenset({400, 413, 414, 422, 431})  # something is wrong with this request, and stays so
-FORBIDDEN = frozenset({401, 403, 407})
-NOT_FOUND = 404
-BUSY = frozenset({429, 503})
-SERVER_ERROR = 500
-GATEWAY = frozenset({502, 504})  # a proxy's word for a server that is away, or that dies of this very request
-
-
-class _Message(msgspec.Struct, frozen=True):
-    content: str = ""
-
-
-class _Reply(msgspec.Struct):
-    """The members of a reply that matter here; Ollama sends more."""
-
-    message: _Message = _Message()
-    done: bool = False
-    done_reason: str = ""
-    error: Any = None
-    total_duration: int = 0  # ns
-    prompt_eval_count: int = 0
-    eval_count: int = 0
+SAID_CHARS_MAX = 250  # of the server's own words, so that ours stand beside them in the detail
 
 
 class _Tag(msgspec.Struct):
@@ -66,16 +51,35 @@ class OllamaModel:
     async def generate(self, prompt: Prompt, attempt: int = 1) -> Answer:
         """Ask once, within `timeout_s` in all.
 
-        Raises ModelAway if the model cannot be asked now, Malformed if it refuses this prompt for good, BadAnswer if
-        the answer is incomplete, broken, too long or too late.
+        Raises ModelAway if the model cannot be asked now, Malformed if it refuses this prompt for good (TooLong if for
+        its length), BadAnswer if the answer is incomplete, broken, too long or too late.
         """
+        started = time.monotonic()
         status, headers, body = await self._exchange("POST", "/api/chat", self._request(prompt, attempt))
         if status != httpx.codes.OK:
             raise self._refusal(status, headers, body)
-        return _answer(body)
+        return answer_in(body, self._model, time.monotonic() - started)
+
+    async def probe(self, prompt: Prompt) -> str:
+        """Find out whether the model is back, and return its digest: it must be listed, and say something.
+
+        What it says does not matter, nor that it refuses this prompt. Raises ModelAway, or a BadAnswer that strikes.
+        """
+        digest = await self.digest()
+        try:
+            await self.generate(prompt)
+        except BadAnswer as error:
+            if error.strikes:
+                raise
+        except Malformed:
+            pass
+        return digest
 
     async def digest(self) -> str:
-        """Return the digest of the model's weights. Raises ModelAway if the server or the model is not there."""
+        """Return the digest of the model's weights. Raises ModelAway if the server or the model is not there.
+
+        No event can be the cause of that: it is never `lost`.
+        """
         try:
             async with asyncio.timeout(LISTING_TIMEOUT_S):
                 status, headers, body = await self._exchange("GET", "/api/tags", None)
@@ -84,6 +88,9 @@ class OllamaModel:
             tags = msgspec.json.decode(body, type=_Tags)
         except TimeoutError:
             raise ModelAway("model_unreachable", f"no answer within {LISTING_TIMEOUT_S:g} s") from None
+        except ModelAway as away:
+            away.lost = False
+            raise
         except (BadAnswer, Malformed) as error:
             raise ModelAway("model_error", f"{self._model.url}/api/tags: {error.detail}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -126,73 +133,83 @@ class OllamaModel:
                 self._client.stream(method, path, content=content) as reply,
             ):
                 return reply.status_code, reply.headers, await self._body(reply)
-        except TimeoutError:
-            raise BadAnswer("timeout", f"no complete answer within {self._model.timeout_s:g} s", strikes=True) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise ModelAway("model_unreachable", f"{self._model.url}: {clip(str(error)) or 'timed out'}") from error
-        except httpx.TimeoutException as error:
-            raise BadAnswer(
-                "timeout", f"no complete answer within {self._model.timeout_s:g} s", strikes=True
-            ) from error
-        except (httpx.TransportError, RuntimeError, AttributeError) as error:
+        except (TimeoutError, httpx.TransportError, RuntimeError, AttributeError) as error:
             # the last two are what the libraries below httpx make of a connection that is reset while they look at it
-            detail = f"{self._model.url}: connection lost: {clip(str(error))}"
-            raise ModelAway("model_unreachable", detail, lost=True) from error
+            seen = _seen(error)
+            if seen is Seen.TIMEOUT:
+                raise failure(seen, f"no complete answer within {self._model.timeout_s:g} s") from error
+            raise failure(seen, f"{self._model.url}: {clip(str(error), SAID_CHARS_MAX) or seen}") from error
 
     async def _body(self, reply: httpx.Response) -> bytes:
         encoding = reply.headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise BadAnswer("invalid_answer", f"the reply is encoded as {clip(encoding, 40)}, which was not asked for")
+            raise failure(Seen.ENCODED, f"the reply is encoded as {clip(encoding, 40)}, which was not asked for")
         body = bytearray()
         try:
             async for chunk in reply.aiter_raw():
                 body += chunk
                 if len(body) > self._model.reply_bytes_max:
-                    raise BadAnswer("answer_too_long", f"over model.reply_bytes_max ({self._model.reply_bytes_max})")
-        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-            raise BadAnswer("invalid_answer", f"the reply broke off: {clip(str(error))}") from error
+                    raise failure(Seen.TOO_MANY_BYTES, f"over model.reply_bytes_max ({self._model.reply_bytes_max})")
+        except httpx.RemoteProtocolError as error:
+            raise failure(Seen.BROKEN_OFF, f"the reply broke off: {clip(str(error))}") from error
         return bytes(body)
 
-    def _refusal(self, status: int, headers: httpx.Headers, body: bytes) -> Exception:
-        detail = f"HTTP {status} from {self._model.url}: {_error_text(body)}"
-        if status in REFUSED_FOR_GOOD:
-            return Malformed("rejected", detail)
-        if status == NOT_FOUND:
+    def _refusal(self, status: int, headers: httpx.Headers, body: bytes) -> Reasoned:
+        said, in_json = _error_text(body)
+        seen = seen_in(status, said, in_json=in_json)
+        detail = f"HTTP {status} from {self._model.url}: {said}"
+        if seen is Seen.MODEL_MISSING:
             return self._missing()
-        if status in BUSY:
-            wait_s = retry_after_s(headers.get("retry-after"), headers.get("date"))
-            return ModelBusy(detail, wait_s)
-        if status >= SERVER_ERROR and status not in GATEWAY:
-            return BadAnswer("model_error", detail, strikes=True)
-        if status in GATEWAY:
-            return ModelAway("model_unreachable", detail, lost=True)
-        return Misconfigured("model_refuses", detail, lost=status not in FORBIDDEN)
+        if seen is Seen.BUSY:
+            return failure(seen, detail, wait_s=retry_after_s(headers.get("retry-after"), headers.get("date")))
+        if seen is Seen.TOO_LONG:
+            tokens, room = tokens_told(said)
+            detail = f"{too_long_detail(str(tokens or 'more'), self._model)}; {detail}"
+            return failure(seen, detail, tokens=tokens, room=room)
+        return failure(seen, detail)
 
-    def _missing(self) -> Misconfigured:
+    def _missing(self) -> Reasoned:
         name = self._model.name
-        return Misconfigured(
-            "model_missing", f"{self._model.url} has no model {name!r}; get it with: ollama pull {name}"
-        )
+        detail = f"{self._model.url} has no model {name!r}; get it with: ollama pull {name}"
+        return failure(Seen.MODEL_MISSING, detail)
 
 
-def _answer(body: bytes) -> Answer:
-    try:
-        reply = msgspec.json.decode(body, type=_Reply)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadAnswer("invalid_answer", f"the reply is not Ollama's: {error}") from error
-    if reply.error is not None:
-        raise BadAnswer("model_error", f"an error inside a 200: {clip(str(reply.error))}")
-    if reply.done and reply.done_reason == "length":
-        raise BadAnswer("answer_too_long", f"cut off after {reply.eval_count} tokens: model.num_predict is too small")
-    if not reply.done or reply.done_reason != "stop":
-        raise BadAnswer("invalid_answer", f"done {reply.done}, done_reason {clip(reply.done_reason, 40)!r}, not stop")
-    return Answer(reply.message.content, reply.prompt_eval_count, reply.eval_count, reply.total_duration / 1e9)
+def _seen(error: Exception) -> Seen:
+    """Return what an error of the connection shows."""
+    match error:
+        case httpx.ConnectTimeout():
+            return Seen.CONNECT_TIMEOUT
+        case httpx.PoolTimeout():
+            return Seen.POOL_FULL
+        case TimeoutError() | httpx.TimeoutException():
+            return Seen.TIMEOUT
+        case httpx.ConnectError():
+            return _seen_connecting(error)
+        case httpx.RemoteProtocolError() if "disconnected" not in str(error):
+            return Seen.NO_HTTP
+    return Seen.RESET
 
 
-def _error_text(body: bytes) -> str:
+def _seen_connecting(error: Exception) -> Seen:
+    causes = list(_causes(error))
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return Seen.UNKNOWN_HOST
+    tls = [cause for cause in causes if isinstance(cause, ssl.SSLError)]
+    hung_up = any(isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in tls)
+    return Seen.NO_TLS if tls and not hung_up else Seen.UNREACHABLE
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _error_text(body: bytes) -> tuple[str, bool]:
+    """Return what a refusal says, in one short line, and whether it says so in JSON as Ollama does."""
     try:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return clip(body[:400].decode(errors="replace"))
+        return clip(body[:SAID_CHARS_MAX].decode(errors="replace"), SAID_CHARS_MAX), False
     text = document.get("error", document) if isinstance(document, dict) else document
-    return clip(str(text))
+    return clip(str(text), SAID_CHARS_MAX), isinstance(document, dict) and "error" in document
