@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from structlog.typing import FilteringBoundLogger
 
-ANSWERS_MAX = 50_000  # kept at once by a fleet: some 25 MB of the usual ones
+ANSWERS_MAX = 50_000  # kept at once by a fleet: some 16 MB where they are short
 ANSWER_BYTES_MAX = 4096  # of one that is kept; the longest of the built-in tasks fit
 HOLD_S = 10.0  # how long the others wait for an asker that died
 RENEWALS_PER_HOLD = 3  # so that two may be missed
