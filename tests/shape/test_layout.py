@@ -16,7 +16,8 @@ WORKER = PROJECT / "worker" / "millhand"
 SOURCES = [*WORKER.rglob("*.py"), *(PROJECT / "supervisor" / "millhand_fleet").rglob("*.py")]
 LUA = sorted((WORKER / "lua").glob("*.lua"))
 
-REFUSED_WHEN_FULL = {"take_due", "requeue"}  # what brings more work in; all else must end what is in hand
+# what brings more work in, and what events can do without; all else must end what is in hand
+REFUSED_WHEN_FULL = {"take_due", "requeue", "look_up_answer", "keep_answer"}
 
 
 def imports(file: Path) -> Iterator[str]:

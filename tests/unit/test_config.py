@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from millhand.config import (
+    ASKING,
     CONTROL_SOCKET,
     ENVIRONMENT_FILE,
     OWN_KEYS,
@@ -428,7 +429,7 @@ def test_a_stream_named_like_anothers_default_is_refused(refused: Refuse, toml: 
 
 
 @pytest.mark.parametrize("stream", ["input_stream", "output_stream", "dead_letter_stream"])
-@pytest.mark.parametrize("key", [*OWN_KEYS, SEEN, f"{SEEN}0123"])
+@pytest.mark.parametrize("key", [*OWN_KEYS, SEEN, f"{SEEN}0123", ASKING, f"{ASKING}0123"])
 def test_a_stream_named_like_a_key_of_the_fleets_own_is_refused(refused: Refuse, stream: str, key: str) -> None:
     """A stream under the markers' prefix could be taken for one, and expire."""
     (problem,) = refused(f'[fleet]\nname = "mill"\n[redis]\n{stream} = "{{mill}}:{key}"')
@@ -436,7 +437,7 @@ def test_a_stream_named_like_a_key_of_the_fleets_own_is_refused(refused: Refuse,
 
 
 @pytest.mark.parametrize(
-    "name", ["{events}:redrives", "{events}:seen:1", "redrives", "{mill}:seen", "{mill}:redrives2"]
+    "name", ["{events}:redrives", "{events}:seen:1", "redrives", "{mill}:seen", "{mill}:redrives2", "{mill}:asking"]
 )
 def test_a_stream_may_have_the_name_of_what_is_no_key_of_this_fleet(write: Write, name: str) -> None:
     config = load(write(f'[fleet]\nname = "mill"\n[redis]\ninput_stream = "{name}"'), {})
@@ -444,7 +445,7 @@ def test_a_stream_may_have_the_name_of_what_is_no_key_of_this_fleet(write: Write
 
 
 def test_the_keys_of_a_fleets_own_are_these() -> None:
-    assert set(OWN_KEYS) == {"parked", "attempts", "redrives", "closed", "totals"}
+    assert set(OWN_KEYS) == {"parked", "attempts", "redrives", "closed", "totals", "answers", "answer_times"}
 
 
 def test_a_state_directory_too_long_for_a_socket_is_refused(write: Write, refused: Refuse) -> None:

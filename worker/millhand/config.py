@@ -16,8 +16,11 @@ ENVIRONMENT_PREFIX = "MILLHAND_"
 ENVIRONMENT_FILE = "MILLHAND_CONFIG"  # names the file itself, so it is no key of it
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of a unix socket, less its closing NUL
 CONTROL_SOCKET = "control.sock"
-OWN_KEYS = ("parked", "attempts", "redrives", "closed", "totals", "gate", "permits")  # the fleet's, after its hash tag
+OWN_KEYS = (  # the fleet's, after its hash tag
+    "parked", "attempts", "redrives", "closed", "totals", "gate", "permits", "answers", "answer_times",
+)  # fmt: skip
 SEEN = "seen:"  # what the markers of event_ids begin with, after the hash tag
+ASKING = "asking:"  # what the markers of questions that are being asked begin with
 INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 
 TASK_NAME = r"[a-z][a-z0-9_]{0,39}"
@@ -245,7 +248,7 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
     streams = config.stream_names()
     tag = "{" + config.fleet.name + "}"
     own = {f"{tag}:{key}" for key in OWN_KEYS} & set(streams)
-    own |= {stream for stream in streams if stream.startswith(f"{tag}:{SEEN}")}
+    own |= {stream for stream in streams if stream.startswith((f"{tag}:{SEEN}", f"{tag}:{ASKING}"))}
     if own:
         yield "redis.input_stream", f"{', '.join(own)} is a key that the fleet itself uses: name the stream differently"
     if len(streams) != len(set(streams)):

@@ -5,7 +5,7 @@ from typing import Self
 
 import msgspec
 
-from millhand.config import OWN_KEYS, SEEN, Config
+from millhand.config import ASKING, OWN_KEYS, SEEN, Config
 
 PARKED_CONSUMER = "@parked"  # owns what waits for its retry time; no process has this name
 
@@ -23,7 +23,10 @@ class Keys(msgspec.Struct, frozen=True):
     totals: str
     gate: str
     permits: str
+    answers: str
+    answer_times: str
     seen_prefix: str
+    asking_prefix: str
     group: str
 
     @classmethod
@@ -38,9 +41,14 @@ class Keys(msgspec.Struct, frozen=True):
             dead_letter=dead_letter,
             **own,
             seen_prefix=f"{tag}:{SEEN}",
+            asking_prefix=f"{tag}:{ASKING}",
             group=config.redis.group,
         )
 
     def seen(self, event_id: bytes) -> str:
         """Name the marker that says which entry has an event_id; the id itself may be long, or no text."""
         return self.seen_prefix + hashlib.blake2b(event_id, digest_size=16).hexdigest()
+
+    def asking(self, question: str) -> str:
+        """Name the marker that says who asks a question."""
+        return self.asking_prefix + question
