@@ -445,7 +445,8 @@ def test_a_stream_may_have_the_name_of_what_is_no_key_of_this_fleet(write: Write
 
 
 def test_the_keys_of_a_fleets_own_are_these() -> None:
-    assert set(OWN_KEYS) == {"parked", "attempts", "redrives", "closed", "totals", "answers", "answer_times"}
+    of_the_cache, of_the_gate = {"answers", "answer_times"}, {"gate", "permits"}
+    assert set(OWN_KEYS) == {"parked", "attempts", "redrives", "closed", "totals"} | of_the_cache | of_the_gate
 
 
 def test_a_state_directory_too_long_for_a_socket_is_refused(write: Write, refused: Refuse) -> None:
