@@ -109,7 +109,7 @@ class OllamaModel:
         model = self._model
         request: dict[str, Any] = {
             "model": model.name,
-            "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
+            "messages": prompt.messages,
             "format": prompt.schema,
             "stream": False,
             "truncate": False,  # true: a long prompt loses its beginning without a word
