@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Iterator
 
-from scripts.fake.arrivals import Limit
 from tests.fleet.chaos.faults import Effect
 from tests.fleet.chaos.judgement import Finding
 from tests.fleet.chaos.records import GatePaused, ModelCall, Sampled, Seen
 from tests.fleet.chaos.timeline import Timeline
+
+from scripts.fake.arrivals import Limit
 
 PARKED = "@parked"
 HERD_SHARE = 0.01  # of the time over which those who waited are to be spread
