@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import httpx
 import msgspec
@@ -16,11 +16,12 @@ import ollama
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.integration.fake_client import MODEL, ask, say
 
+from scripts.fake.journal import read_journal
 from scripts.fake_ollama import FakeOllama, instance, parse_script
 
 ROOT = Path(__file__).parents[2]
-MODEL = "fake:1b"
 START_S_MAX = 20
 
 
@@ -69,16 +70,6 @@ async def client(fake: FakeOllama) -> AsyncIterator[ollama.AsyncClient]:
     """Give the official client, to see that it is Ollama that we imitate."""
     async with ollama.AsyncClient(fake.url, trust_env=False, timeout=5) as official:
         yield official
-
-
-def ask(text: str, **more: Any) -> dict[str, Any]:
-    """Make a request to /api/chat."""
-    return {"model": MODEL, "messages": [{"role": "user", "content": text}], "stream": False, **more}
-
-
-async def say(http: httpx.AsyncClient, text: str, **more: Any) -> httpx.Response:
-    """Send one user message."""
-    return await http.post("/api/chat", json=ask(text, **more))
 
 
 # It speaks as Ollama does
@@ -404,15 +395,18 @@ def test_synchronous_code_can_run_it_in_a_thread() -> None:
         assert fake.calls[0].status == 200
 
 
-def test_as_a_command_it_prints_where_it_listens() -> None:
-    """For benchmarks, the demo and fleet tests."""
-    command = [sys.executable, "scripts/fake_ollama.py", "--port", "0", "--model", MODEL, "--latency-ms", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+def test_as_a_command_it_prints_where_it_listens(tmp_path: Path) -> None:
+    """For benchmarks, the demo and fleet tests; from whatever folder it is started."""
+    journal = tmp_path / "calls.jsonl"
+    command = [sys.executable, str(ROOT / "scripts" / "fake_ollama.py"), "--port", "0", "--model", MODEL]
+    command += ["--latency-ms", "1", "--latency-per-event-ms", "1", "--load-ms", "1", "--journal", str(journal)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             url = json.loads(process.stdout.readline())["url"]
             assert url.startswith("http://127.0.0.1:")
             assert httpx.post(f"{url}/api/chat", json=ask("hello"), trust_env=False).json()["model"] == MODEL
+            assert [call.text for call in read_journal(journal)] == ["hello"]
         finally:
             process.terminate()
             process.wait(START_S_MAX)

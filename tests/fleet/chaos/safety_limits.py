@@ -8,6 +8,8 @@ from tests.fleet.chaos.judgement import Finding
 from tests.fleet.chaos.records import GatePaused, ModelCall, Sampled, Seen
 from tests.fleet.chaos.timeline import Timeline
 
+from scripts.fake.arrivals import Limit
+
 PARKED = "@parked"
 HERD_SHARE = 0.01  # of the time over which those who waited are to be spread
 SPREAD_SHARE = 0.1  # of a pause: how long its end is spread over
@@ -17,7 +19,7 @@ HERDS_MIN = 3  # pauses; one may look like that by chance
 def limits_at_the_model(run: Timeline) -> Iterator[Finding]:
     """11: calls arrive at the model at no more than the rate and its burst, and no more than all slots at once.
 
-    Every window is judged, as a bucket that fills at the rate does. How many are open at once is measured at the
+    Every window is judged, and the worst one told. How many are open at once is measured at the
     model, which notices late that a caller was killed, or gave up: such a call counts until that long before. While the
     way to the model is cut, or a supervisor has just died, the model's view says nothing of ours.
     """
@@ -29,18 +31,12 @@ def _over_rate(run: Timeline) -> Iterator[Finding]:
     rate_per_s = run.terms.rate_per_s
     if rate_per_s is None:
         return
-    size = run.terms.burst + rate_per_s * run.terms.slack_s  # what was granted apart may arrive together
-    level, before_s, full_at = size, 0.0, 0
-    for position, call in enumerate(run.history.calls):
-        level = min(size, level + rate_per_s * (call.arrival_s - before_s))
-        if level == size:
-            full_at = position
-        level, before_s = level - 1, call.arrival_s
-        if level < 0:
-            calls = run.history.calls[full_at : position + 1]
-            says = f"{len(calls)} calls arrived within {call.arrival_s - calls[0].arrival_s:.3f} s"
-            yield Finding(f"{says}, {rate_per_s:g} a second and {run.terms.burst} at once are allowed", (), calls)
-            return
+    spare = rate_per_s * run.terms.slack_s  # what was granted apart may arrive together
+    worst = Limit(rate_per_s, run.terms.burst + spare).worst_excess(run.history.calls)
+    if worst.calls > 0:
+        calls = [call for call in run.history.calls if worst.begin_s <= call.arrival_s <= worst.end_s]
+        says = f"{len(calls)} calls arrived within {worst.end_s - worst.begin_s:.3f} s"
+        yield Finding(f"{says}, {rate_per_s:g} a second and {run.terms.burst} at once are allowed", (), calls)
 
 
 def _over_slots(run: Timeline) -> Iterator[Finding]:
