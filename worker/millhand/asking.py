@@ -1,150 +1,159 @@
-"""From an event to a valid answer: through the gate, in one call or several, each of which is told to the gate."""
+"""From an event to a valid answer: an earlier one, a share in a call with others, or a call of its own."""
 
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 
-from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned
-from millhand.gate import VOID, End, Gate, Permit, end_of
+from millhand.cache import Answers, Turn
+from millhand.calling import Caller
+from millhand.config import Config
+from millhand.errors import BadAnswer, Malformed, ModelAway
+from millhand.gate import Permit
 from millhand.model.answer import Answer
-from millhand.model.ollama import OllamaModel
+from millhand.model.context import ContextGuard, Fitted, TooLong
+from millhand.sharing import Guest, Party, Share
+from millhand.tasks.room import fitting
 from millhand.tasks.task import Prompt, Questions
-from millhand.verdict import Delivery, Expired, Failed, Interrupted, Outcome, Policy
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
+from millhand.verdict import Delivery, Expired, Failed, Interrupted, Outcome
 
 LOST_CALLS_MAX = 5  # an event whose call is lost so often may be what brings the model down
-PROBE_TEXT = "This is a test."
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """A valid answer, and how it came about."""
+    """A valid answer, and how it came about; `marks` is what else `meta` says of that."""
 
     results: dict[str, Any]
     answer: Answer
     attempt: int
     prompt_hash: str
-    marks: dict[str, Any] = {}  # what else `meta` says
-
-
-class _Asked(NamedTuple):
-    """A call's answer with what it means."""
-
-    answer: Answer
-    results: dict[str, Any]
+    marks: dict[str, Any] = {}
 
 
 class Asker:
-    """Asks the model about events. `waiting` are the ids of those that wait at the gate."""
+    """Asks about the events of one worker. `age_s` tells how old an event is."""
 
     def __init__(
-        self,
-        *,
-        model: OllamaModel,
-        questions: Questions,
-        gate: Gate,
-        policy: Policy,
-        age_s: Callable[[Delivery], float],
-        log: "FilteringBoundLogger",
+        self, config: Config, questions: Questions, caller: Caller, answers: Answers, age_s: Callable[[Delivery], float]
     ) -> None:
-        self._model = model
+        self._config = config
         self._questions = questions
-        self._gate = gate
-        self._policy = policy
+        self._caller = caller
+        self._answers = answers
         self._age_s = age_s
-        self._log = log
-        self._met_after = -1  # how often the model had been away when we last met it
-        self.digest = ""
-        self.waiting: set[str] = set()
-        gate.probe = self.probe
+        self._guard = ContextGuard(config.model, config.enrich.too_long)
 
-    async def meet_model(self) -> None:
-        """Learn the digest of the model's weights. Raises ModelAway."""
-        absences = self._gate.absences
-        self.digest = await self._model.digest()
-        self._met_after = absences
+    def party(self, size: int, permit: Permit) -> Party:
+        """Return a party of so many events that share a call, for which there is this permit."""
+        return Party(size, lambda guests: self._call_together(guests, permit))
 
-    async def probe(self) -> None:
-        """Find out whether the model is there and answers, whatever it says. Raises what a call would."""
-        await self.meet_model()
-        try:
-            await self._model.generate(self._questions.prompt(PROBE_TEXT))
-        except BadAnswer as error:
-            if error.strikes:
-                raise
-        except Malformed:
-            pass  # it refuses this prompt: it is there
-
-    async def ask(self, delivery: Delivery, text: str, permit: Permit) -> Answered | Outcome:
+    async def ask(self, delivery: Delivery, text: str, permit: Permit, party: Party | None = None) -> Answered | Outcome:
         """Ask about one event until there is an answer, or an outcome without one."""
-        prompt = self._questions.prompt(text)
+        try:
+            fitted = self._guard.fit(self._questions.system, text)
+        except TooLong as error:
+            return Failed(error)
+        prompt = self._questions.prompt(fitted.text)
+        async with AsyncExitStack() as stack:
+            with self._caller.waits([delivery]):
+                free_permit = lambda: self._caller.gate.give_back([permit])  # noqa: E731 - nobody waits with a permit
+                turn = await stack.enter_async_context(
+                    self._answers.turn(prompt, delivery, self._caller.digest, free_permit)
+                )
+            if turn.found:
+                answer, results = turn.found
+                return Answered(results, answer, delivery.attempt, prompt.hash, {"cached": True, **fitted.mark})
+            share = await party.share(Guest(delivery, text)) if party and not fitted.cuts else None
+            if share:
+                return await self._shared(delivery, share, turn)
+            return await self._ask_alone(delivery, fitted, permit, turn)
+
+    # -- alone ------------------------------------------------------------------------------------------------------
+
+    async def _ask_alone(self, delivery: Delivery, fitted: Fitted, permit: Permit, turn: Turn) -> Answered | Outcome:
+        prompt = self._questions.prompt(fitted.text)
         spent: tuple[BadAnswer, ...] = ()
         lost = 0
-        while await self._admitted(delivery, permit):
-            if (age_s := self._age_s(delivery)) > self._policy.age_max_s:
+        while await self._caller.admitted([delivery], permit):
+            if (age_s := self._age_s(delivery)) > self._config.delivery.age_max_s:
                 return Expired(age_s)
             attempt = delivery.attempt + len(spent)
             try:
-                asked = await self._call(prompt, attempt, permit, delivery)
+                answer, results = await self._call(prompt, fitted, attempt, permit, delivery)
             except ModelAway as away:
                 lost += away.lost
                 if lost == LOST_CALLS_MAX:
                     return Failed(BadAnswer("model_error", f"{lost} calls were lost: {away.detail}"), spent)
-            except BadAnswer as error:
-                if spent or not error.content or attempt > self._policy.retries:
+            except TooLong as error:
+                try:
+                    fitted = self._guard.refit(fitted, error)
+                except TooLong:
                     return Failed(error, spent)
-                spent = (error,)
-                prompt = self._questions.prompt(text)
+                prompt = self._questions.prompt(fitted.text)
             except Malformed as error:
                 return Failed(error, spent)
+            except BadAnswer as error:
+                if not self._may_repair(error, attempt):
+                    return Failed(error, spent)
+                spent = (error,)
+                prompt = self._questions.repair(fitted.text, error.content, error.detail)
             else:
-                return Answered(asked.results, asked.answer, attempt, self._questions.prompt_hash)
+                if not spent:
+                    await turn.keep(answer)
+                return Answered(results, answer, attempt, prompt.hash, fitted.mark)
         return Interrupted()
 
-    async def _admitted(self, delivery: Delivery, permit: Permit) -> bool:
-        """Wait at the gate. What waits there is not worked on: if this worker dies, that is not the event's doing."""
-        self.waiting.add(delivery.id)
-        try:
-            return await self._gate.admit(permit)
-        finally:
-            self.waiting.discard(delivery.id)
+    def _may_repair(self, error: BadAnswer, attempt: int) -> bool:
+        """Whether to show the model what was wrong with its answer: once, with the first, if an attempt is left."""
+        return bool(error.content) and attempt == 1 and self._config.delivery.retries > 0
 
-    async def _call(self, prompt: Prompt, attempt: int, permit: Permit, delivery: Delivery) -> _Asked:
-        """Make one call, tell the gate how it ended, and check what the model says."""
-        asked = {"id": delivery.id, "attempt": attempt}
-        self._log.debug("model.asked", **asked)
-        started_s = time.monotonic()
+    async def _call(
+        self, prompt: Prompt, fitted: Fitted, attempt: int, permit: Permit, delivery: Delivery
+    ) -> tuple[Answer, dict[str, Any]]:
+        answer = await self._caller.make(prompt, attempt, permit, [delivery])
         try:
-            if self._met_after != self._gate.absences:
-                await self.meet_model()
-            answer = await self._model.generate(prompt, attempt)
-        except Reasoned as error:
-            sorted_error = await self._sorted(error, permit, time.monotonic() - started_s)
-            self._tell(sorted_error, asked)
-            raise sorted_error from error
-        except BaseException:
-            self._gate.leave(permit, VOID)
-            raise
-        self._gate.leave(permit, End("ok", time.monotonic() - started_s))
-        try:
+            self._guard.check(fitted, answer)
             results = self._questions.parse(answer.content)
-        except BadAnswer as error:
-            self._tell(error, asked)
+        except (TooLong, BadAnswer) as error:
+            self._caller.tell(error, attempt, [delivery])
             raise
-        self._log.debug("model.answered", outcome="ok", **asked)
-        return _Asked(answer, results)
+        self._caller.tell(None, attempt, [delivery])
+        return answer, results
 
-    async def _sorted(self, error: Reasoned, permit: Permit, wall_s: float) -> Reasoned:
-        """Tell the gate of a call that failed. In an outage, what may be the event's fault is not held against it."""
-        end = end_of(error, wall_s)
-        state = await self._gate.tell(permit, end)
-        if isinstance(error, BadAnswer) and error.strikes and state == "open":
-            return ModelAway(error.reason, error.detail, lost=True)
-        return error
+    # -- together ---------------------------------------------------------------------------------------------------
 
-    def _tell(self, error: Reasoned, asked: dict[str, Any]) -> None:
-        sort = "away" if isinstance(error, ModelAway) else "bad"
-        self._log.debug("model.answered", outcome=f"{sort}: {error.reason}", **asked)
+    async def _shared(self, delivery: Delivery, share: Share, turn: Turn) -> Answered:
+        content = msgspec.json.encode(share.results).decode()
+        await turn.keep(msgspec.structs.replace(share.answer, content=content))
+        return Answered(share.results, share.answer, delivery.attempt, share.prompt_hash, {"shared": share.among})
+
+    async def _call_together(self, guests: Sequence[Guest], permit: Permit) -> list[Share | BadAnswer]:
+        """Make as few calls as the context allows. What fits nowhere, or whose call fails, gets no share."""
+        model = self._config.model
+        texts = [guest.text for guest in guests]
+        groups = fitting(self._questions, texts, len(texts), model.num_ctx, model.num_predict)
+        calls = [
+            self._call_group([guests[place] for place in group], permit if number == 0 else self._caller.gate.permit())
+            for number, group in enumerate(groups)
+        ]
+        return [share for shares in await asyncio.gather(*calls) for share in shares]
+
+    async def _call_group(self, guests: Sequence[Guest], permit: Permit) -> list[Share | BadAnswer]:
+        nothing: list[Share | BadAnswer] = [BadAnswer("not_shared", "asked alone")] * len(guests)
+        deliveries = [guest.delivery for guest in guests]
+        prompt = self._questions.batch([guest.text for guest in guests])
+        if len(guests) == 1 or not await self._caller.admitted(deliveries, permit):
+            return nothing
+        try:
+            answer = await self._caller.make(prompt, 1, permit, deliveries)
+        except (ModelAway, BadAnswer, Malformed):
+            return nothing
+        shares = self._questions.parse_batch(answer.content, len(guests))
+        for share, delivery in zip(shares, deliveries, strict=True):
+            self._caller.tell(None if isinstance(share, dict) else NOT_SHARED, 1, [delivery])
+        among = len(guests)
+        return [
+            Share(answer, share, among, prompt.hash) if isinstance(share, dict) else NOT_SHARED for share in shares
+        ]

@@ -1,0 +1,93 @@
+"""One call to the model: let in by the gate, made, and told to the gate."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from millhand.errors import BadAnswer, ModelAway, Reasoned
+from millhand.gate import VOID, End, Gate, Permit, end_of
+from millhand.model.answer import Answer
+from millhand.model.ollama import OllamaModel
+from millhand.tasks.task import Prompt
+from millhand.verdict import Delivery
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+
+class Caller:
+    """Makes the calls of one worker. `probe` is what the model is asked to find out whether it is back.
+
+    `waiting` are the ids of events that wait for a call: what waits is not worked on, so that if this worker dies, that
+    is not the event's doing.
+    """
+
+    def __init__(self, model: OllamaModel, gate: Gate, probe: Prompt, log: "FilteringBoundLogger") -> None:
+        self.gate = gate
+        self._model = model
+        self._probe_prompt = probe
+        self._log = log
+        self._met_after = -1  # how often the model had been away when we last met it
+        self.digest = ""
+        self.waiting: set[str] = set()
+        gate.probe = self._probe
+
+    async def meet_model(self) -> None:
+        """Learn the digest of the model's weights. Raises ModelAway."""
+        absences = self.gate.absences
+        self.digest = await self._model.digest()
+        self._met_after = absences
+
+    async def _probe(self) -> None:
+        absences = self.gate.absences
+        self.digest = await self._model.probe(self._probe_prompt)
+        self._met_after = absences
+
+    @contextmanager
+    def waits(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
+        """Count these as waiting for the length of the block."""
+        ids = {delivery.id for delivery in deliveries}
+        self.waiting |= ids
+        try:
+            yield
+        finally:
+            self.waiting -= ids
+
+    async def admitted(self, deliveries: Sequence[Delivery], permit: Permit) -> bool:
+        """Wait until a call about these events may begin. False if a stop is requested first."""
+        with self.waits(deliveries):
+            return await self.gate.admit(permit)
+
+    async def make(self, prompt: Prompt, attempt: int, permit: Permit, deliveries: Sequence[Delivery]) -> Answer:
+        """Make one call. Raises what the model client raises, sorted anew where there is an outage."""
+        for delivery in deliveries:
+            self._log.debug("model.asked", id=delivery.id, attempt=attempt)
+        started_s = time.monotonic()
+        try:
+            if self._met_after != self.gate.absences:
+                await self.meet_model()
+            answer = await self._model.generate(prompt, attempt)
+        except Reasoned as error:
+            sorted_error = await self._sorted(error, permit, time.monotonic() - started_s)
+            self.tell(sorted_error, attempt, deliveries)
+            raise sorted_error from error
+        except BaseException:
+            self.gate.leave(permit, VOID)
+            raise
+        self.gate.leave(permit, End("ok", time.monotonic() - started_s, answer.queue_s))
+        return answer
+
+    async def _sorted(self, error: Reasoned, permit: Permit, wall_s: float) -> Reasoned:
+        """Tell the gate of a call that failed. In an outage, what may be the event's fault is not held against it."""
+        state = await self.gate.tell(permit, end_of(error, wall_s))
+        if isinstance(error, BadAnswer) and error.strikes and state == "open":
+            return ModelAway(error.reason, error.detail, lost=True)
+        return error
+
+    def tell(self, error: Reasoned | None, attempt: int, deliveries: Sequence[Delivery]) -> None:
+        """Log how a call ended for each event: `bad` spends an attempt, `away` none. None: with a valid answer."""
+        spends = len(deliveries) == 1 and not isinstance(error, ModelAway)
+        outcome = "ok" if error is None else f"{'bad' if spends else 'away'}: {error.reason}"
+        for delivery in deliveries:
+            self._log.debug("model.answered", outcome=outcome, id=delivery.id, attempt=attempt)

@@ -1,0 +1,85 @@
+"""Several events in one call: who takes part, how long they wait for one another, and what each gets out of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from millhand.errors import BadAnswer, Reasoned
+from millhand.model.answer import Answer
+from millhand.verdict import Delivery
+
+LINGER_S = 0.05  # for the others, once one is ready: they were read together, so they are seldom later
+
+
+class Guest(NamedTuple):
+    """An event that takes part, and its text."""
+
+    delivery: Delivery
+    text: str
+
+
+class Share(NamedTuple):
+    """What one event gets out of a shared call: the call's answer, the results about it, and among how many."""
+
+    answer: Answer
+    results: dict[str, Any]
+    among: int
+    prompt_hash: str
+
+
+Call = Callable[[list[Guest]], Awaitable[list[Share | BadAnswer]]]
+
+
+class Party:
+    """Events that were read together, and are asked about in one `call` as soon as all have come or declined.
+
+    Whoever comes too late, or gets nothing out of it, asks alone: a shared call that comes to nothing spends no attempt
+    of anybody's. One guest is no party.
+    """
+
+    def __init__(self, size: int, call: Call) -> None:
+        self._missing = size
+        self._call = call
+        self._guests: list[Guest] = []
+        self._present = 0
+        self._complete = asyncio.Event()
+        self._calling: asyncio.Task[list[Share | BadAnswer]] | None = None
+
+    def decline(self) -> None:
+        """Say that one of the expected does not take part."""
+        self._missing -= 1
+        if not self._missing:
+            self._complete.set()
+
+    async def share(self, guest: Guest) -> Share | None:
+        """Take part, and return what this event gets; None where it has to ask alone."""
+        self.decline()  # nobody waits for this one any more
+        if self._calling is not None:
+            return None
+        place = len(self._guests)
+        self._guests.append(guest)
+        self._present += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._complete.wait()
+            shares = await self._shares()
+            share = shares[place] if place < len(shares) else None
+            return share if isinstance(share, Share) else None
+        except Reasoned:
+            return None
+        finally:
+            self._present -= 1
+            if not self._present and self._calling is not None:
+                self._calling.cancel()  # for nobody any more; does nothing where it has ended
+
+    async def _shares(self) -> list[Share | BadAnswer]:
+        """Return what the guests get; the first to ask for that has the call made."""
+        if self._calling is None:
+            self._complete.set()
+            self._calling = asyncio.create_task(self._made(list(self._guests)))
+        return await asyncio.shield(self._calling)
+
+    async def _made(self, guests: list[Guest]) -> list[Share | BadAnswer]:
+        return list(await self._call(guests)) if len(guests) > 1 else []
