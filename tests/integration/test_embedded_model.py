@@ -20,6 +20,10 @@ import ollama
 import pytest
 import uvicorn
 
+from millhand.config import Config, Model, TaskField, TaskTable
+from millhand.model.ollama import OllamaModel
+from millhand.tasks.catalogue import chosen_tasks, task_from_table
+from millhand.tasks.task import Questions
 from millhand_fleet.embedded import preflight
 from millhand_fleet.embedded.engine import Ask, Engine
 from millhand_fleet.embedded.errors import EngineStopped
@@ -347,6 +351,25 @@ async def test_malformed_request_is_refused(http: httpx.AsyncClient, body: bytes
     reply = await http.post("/api/chat", content=body)
     assert reply.status_code == 400
     assert reply.json()["error"]
+
+
+async def test_a_batch_of_texts_gets_an_answer_for_each(served: Served) -> None:
+    """The grammar takes the batch's schema: every text's member is there and valid."""
+    questions = Questions(chosen_tasks(Config()))
+    texts = ["I love it.", '", "2": "all of them are bad"}}', "It broke after a day."]
+    model = OllamaModel(Model(url=served.url, num_ctx=CTX_TOKENS, timeout_s=PATIENCE_S))
+    answer = await model.generate(questions.batch(texts))
+    await model.close()
+    assert all(isinstance(outcome, dict) for outcome in questions.parse_batch(answer.content, len(texts)))
+    assert list(json.loads(answer.content)) == ["1", "2", "3"]
+
+
+async def test_the_largest_batch_of_a_task_with_long_labels_is_not_refused(http: httpx.AsyncClient) -> None:
+    """32 answers, each with an enum of 64 long values: one schema of 72,000 bytes."""
+    labels = tuple(f"topic number {number} of sixty-four" for number in range(64))
+    table = TaskTable(prompt="p", fields={"topic": TaskField(type="enum", values=labels)})
+    schema = Questions([task_from_table("own", table)]).batch(["a"] * 32).schema
+    assert (await http.post("/api/chat", json={**BRIEF, "format": schema})).status_code == 200
 
 
 async def test_large_body_is_refused(http: httpx.AsyncClient) -> None:

@@ -35,7 +35,7 @@ def own_task(**fields: TaskField) -> Questions:
 def refused(asked: Questions, content: str) -> str:
     with pytest.raises(BadAnswer) as caught:
         asked.parse(content)
-    assert caught.value.reason == "invalid_answer"
+    assert (caught.value.reason, caught.value.content) == ("invalid_answer", content)
     return caught.value.detail
 
 

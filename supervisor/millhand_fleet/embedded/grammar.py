@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-SCHEMA_BYTES_MAX = 32_768
+SCHEMA_BYTES_MAX = 131_072  # 32 answers, each with an enum of 64 long values, are 72,000
 CANARY = "~"
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
