@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import msgspec
@@ -10,15 +10,16 @@ import msgspec
 from millhand.cache import Answers, Turn
 from millhand.calling import Caller
 from millhand.config import Config
-from millhand.errors import BadAnswer, Malformed, ModelAway
+from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned
 from millhand.gate import Permit
 from millhand.model.answer import Answer
 from millhand.model.context import ContextGuard, Fitted, TooLong
-from millhand.sharing import Guest, Party, Share
+from millhand.sharing import Guest, Party, Seat, Share
 from millhand.tasks.room import fitting
 from millhand.tasks.task import Prompt, Questions
 from millhand.verdict import Delivery, Expired, Failed, Interrupted, Outcome
 
+NOT_SHARED = ModelAway("not_shared", "the event is asked about alone")
 LOST_CALLS_MAX = 5  # an event whose call is lost so often may be what brings the model down
 
 
@@ -30,6 +31,21 @@ class Answered(msgspec.Struct, frozen=True):
     attempt: int
     prompt_hash: str
     marks: dict[str, Any] = {}
+
+
+class Inquiry(msgspec.Struct):
+    """How far one event has come that is asked about alone: `spent` are its failed attempts, `lost` its lost calls."""
+
+    delivery: Delivery
+    fitted: Fitted
+    prompt: Prompt
+    spent: tuple[BadAnswer, ...] = ()
+    lost: int = 0
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that comes next, from 1."""
+        return self.delivery.attempt + len(self.spent)
 
 
 class Asker:
@@ -49,7 +65,7 @@ class Asker:
         """Return a party of so many events that share a call, for which there is this permit."""
         return Party(size, lambda guests: self._call_together(guests, permit))
 
-    async def ask(self, delivery: Delivery, text: str, permit: Permit, party: Party | None = None) -> Answered | Outcome:
+    async def ask(self, delivery: Delivery, text: str, permit: Permit, seat: Seat | None = None) -> Answered | Outcome:
         """Ask about one event until there is an answer, or an outcome without one."""
         try:
             fitted = self._guard.fit(self._questions.system, text)
@@ -65,7 +81,7 @@ class Asker:
             if turn.found:
                 answer, results = turn.found
                 return Answered(results, answer, delivery.attempt, prompt.hash, {"cached": True, **fitted.mark})
-            share = await party.share(Guest(delivery, text)) if party and not fitted.cuts else None
+            share = await seat.share(Guest(delivery, text)) if seat and not fitted.cuts else None
             if share:
                 return await self._shared(delivery, share, turn)
             return await self._ask_alone(delivery, fitted, permit, turn)
@@ -73,54 +89,52 @@ class Asker:
     # -- alone ------------------------------------------------------------------------------------------------------
 
     async def _ask_alone(self, delivery: Delivery, fitted: Fitted, permit: Permit, turn: Turn) -> Answered | Outcome:
-        prompt = self._questions.prompt(fitted.text)
-        spent: tuple[BadAnswer, ...] = ()
-        lost = 0
+        inquiry = Inquiry(delivery, fitted, self._questions.prompt(fitted.text))
         while await self._caller.admitted([delivery], permit):
             if (age_s := self._age_s(delivery)) > self._config.delivery.age_max_s:
                 return Expired(age_s)
-            attempt = delivery.attempt + len(spent)
             try:
-                answer, results = await self._call(prompt, fitted, attempt, permit, delivery)
-            except ModelAway as away:
-                lost += away.lost
-                if lost == LOST_CALLS_MAX:
-                    return Failed(BadAnswer("model_error", f"{lost} calls were lost: {away.detail}"), spent)
-            except TooLong as error:
-                try:
-                    fitted = self._guard.refit(fitted, error)
-                except TooLong:
-                    return Failed(error, spent)
-                prompt = self._questions.prompt(fitted.text)
-            except Malformed as error:
-                return Failed(error, spent)
-            except BadAnswer as error:
-                if not self._may_repair(error, attempt):
-                    return Failed(error, spent)
-                spent = (error,)
-                prompt = self._questions.repair(fitted.text, error.content, error.detail)
-            else:
-                if not spent:
-                    await turn.keep(answer)
-                return Answered(results, answer, attempt, prompt.hash, fitted.mark)
+                answer, results = await self._call(inquiry, permit)
+            except Reasoned as error:
+                if failed := self._after(error, inquiry):
+                    return failed
+                continue
+            if not inquiry.spent:
+                await turn.keep(answer)
+            return Answered(results, answer, inquiry.attempt, inquiry.prompt.hash, inquiry.fitted.mark)
         return Interrupted()
 
-    def _may_repair(self, error: BadAnswer, attempt: int) -> bool:
-        """Whether to show the model what was wrong with its answer: once, with the first, if an attempt is left."""
-        return bool(error.content) and attempt == 1 and self._config.delivery.retries > 0
-
-    async def _call(
-        self, prompt: Prompt, fitted: Fitted, attempt: int, permit: Permit, delivery: Delivery
-    ) -> tuple[Answer, dict[str, Any]]:
-        answer = await self._caller.make(prompt, attempt, permit, [delivery])
+    async def _call(self, inquiry: Inquiry, permit: Permit) -> tuple[Answer, dict[str, Any]]:
+        deliveries = [inquiry.delivery]
+        answer = await self._caller.make(inquiry.prompt, inquiry.attempt, permit, deliveries)
         try:
-            self._guard.check(fitted, answer)
+            self._guard.check(inquiry.fitted, answer)
             results = self._questions.parse(answer.content)
-        except (TooLong, BadAnswer) as error:
-            self._caller.tell(error, attempt, [delivery])
+        except Reasoned as error:
+            self._caller.tell(error, inquiry.attempt, deliveries)
             raise
-        self._caller.tell(None, attempt, [delivery])
+        self._caller.tell(None, inquiry.attempt, deliveries)
         return answer, results
+
+    def _after(self, error: Reasoned, inquiry: Inquiry) -> Failed | None:
+        """Decide after a failed call: None to ask again, with what is in the inquiry then."""
+        match error:
+            case ModelAway():
+                inquiry.lost += error.lost
+                if inquiry.lost < LOST_CALLS_MAX:
+                    return None
+                detail = f"{inquiry.lost} calls were lost: {error.detail}"
+                return Failed(BadAnswer("model_error", detail), inquiry.spent)
+            case TooLong():
+                with suppress(TooLong):
+                    inquiry.fitted = self._guard.refit(inquiry.fitted, error)
+                    inquiry.prompt = self._questions.prompt(inquiry.fitted.text)
+                    return None
+            case BadAnswer(content=content) if content and inquiry.attempt == 1 and self._config.delivery.retries:
+                inquiry.spent = (error,)
+                inquiry.prompt = self._questions.repair(inquiry.fitted.text, content, error.detail)
+                return None
+        return Failed(error, inquiry.spent)
 
     # -- together ---------------------------------------------------------------------------------------------------
 
@@ -129,7 +143,7 @@ class Asker:
         await turn.keep(msgspec.structs.replace(share.answer, content=content))
         return Answered(share.results, share.answer, delivery.attempt, share.prompt_hash, {"shared": share.among})
 
-    async def _call_together(self, guests: Sequence[Guest], permit: Permit) -> list[Share | BadAnswer]:
+    async def _call_together(self, guests: Sequence[Guest], permit: Permit) -> list[Share | None]:
         """Make as few calls as the context allows. What fits nowhere, or whose call fails, gets no share."""
         model = self._config.model
         texts = [guest.text for guest in guests]
@@ -140,8 +154,8 @@ class Asker:
         ]
         return [share for shares in await asyncio.gather(*calls) for share in shares]
 
-    async def _call_group(self, guests: Sequence[Guest], permit: Permit) -> list[Share | BadAnswer]:
-        nothing: list[Share | BadAnswer] = [BadAnswer("not_shared", "asked alone")] * len(guests)
+    async def _call_group(self, guests: Sequence[Guest], permit: Permit) -> list[Share | None]:
+        nothing: list[Share | None] = [None] * len(guests)
         deliveries = [guest.delivery for guest in guests]
         prompt = self._questions.batch([guest.text for guest in guests])
         if len(guests) == 1 or not await self._caller.admitted(deliveries, permit):
@@ -150,10 +164,10 @@ class Asker:
             answer = await self._caller.make(prompt, 1, permit, deliveries)
         except (ModelAway, BadAnswer, Malformed):
             return nothing
-        shares = self._questions.parse_batch(answer.content, len(guests))
-        for share, delivery in zip(shares, deliveries, strict=True):
-            self._caller.tell(None if isinstance(share, dict) else NOT_SHARED, 1, [delivery])
-        among = len(guests)
+        parsed = self._questions.parse_batch(answer.content, len(guests))
+        for results, delivery in zip(parsed, deliveries, strict=True):
+            self._caller.tell(None if isinstance(results, dict) else NOT_SHARED, 1, [delivery])
         return [
-            Share(answer, share, among, prompt.hash) if isinstance(share, dict) else NOT_SHARED for share in shares
+            Share(answer, results, len(guests), prompt.hash) if isinstance(results, dict) else None
+            for results in parsed
         ]

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,7 +86,9 @@ class Answers:
         self.errors = 0
 
     @asynccontextmanager
-    async def turn(self, prompt: Prompt, delivery: Delivery, model_digest: str) -> AsyncIterator[Turn]:
+    async def turn(
+        self, prompt: Prompt, delivery: Delivery, model_digest: str, before_waiting: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Turn]:
         """Find the answer or be the one who asks, for the length of the block; waits while somebody else asks.
 
         Leave the block without `keep`, and the next one asks. A retry must really ask again, so it is on its own.
@@ -97,7 +99,7 @@ class Answers:
         asked = Asked(question_of(prompt, self._model, model_digest), f"{delivery.owner} {delivery.id}")
         turn = Turn(self, asked)
         try:
-            turn.found = await self._find(asked)
+            turn.found = await self._find(asked, before_waiting)
             if turn.found is None:
                 self._begin_asking(asked)
             yield turn
@@ -114,7 +116,7 @@ class Answers:
         keys = [self._keys.answers, self._keys.answer_times, self._keys.asking(asked.question)]
         return await self._run(self._keep, keys, [*asked, stored, self._ttl_ms, ANSWERS_MAX]) is not None
 
-    async def _find(self, asked: Asked) -> tuple[Answer, dict[str, Any]] | None:
+    async def _find(self, asked: Asked, before_waiting: Callable[[], None]) -> tuple[Answer, dict[str, Any]] | None:
         """Return the answer; None where it is to be asked for, whether the cache says so or does not work."""
         how, pause_s, wait_until = "first", PAUSE_MIN_S, time.monotonic() + self._wait_s_max
         askers = set[bytes]()
@@ -125,6 +127,8 @@ class Answers:
                 return self._valid(value)
             if word == b"ask":
                 return None
+            if not askers:
+                before_waiting()
             askers.add(value)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
             pause_s = min(2 * pause_s, PAUSE_MAX_S)

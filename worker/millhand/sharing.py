@@ -1,11 +1,11 @@
 """Several events in one call: who takes part, how long they wait for one another, and what each gets out of it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from millhand.errors import BadAnswer, Reasoned
+from millhand.errors import Reasoned
 from millhand.model.answer import Answer
 from millhand.verdict import Delivery
 
@@ -28,7 +28,7 @@ class Share(NamedTuple):
     prompt_hash: str
 
 
-Call = Callable[[list[Guest]], Awaitable[list[Share | BadAnswer]]]
+Call = Callable[[list[Guest]], Awaitable[list[Share | None]]]
 
 
 class Party:
@@ -44,29 +44,28 @@ class Party:
         self._guests: list[Guest] = []
         self._present = 0
         self._complete = asyncio.Event()
-        self._calling: asyncio.Task[list[Share | BadAnswer]] | None = None
+        self._calling: asyncio.Task[list[Share | None]] | None = None
 
-    def decline(self) -> None:
-        """Say that one of the expected does not take part."""
+    def expect_one_less(self) -> None:
+        """Wait for one less: it has come, or does not take part."""
         self._missing -= 1
         if not self._missing:
             self._complete.set()
 
     async def share(self, guest: Guest) -> Share | None:
         """Take part, and return what this event gets; None where it has to ask alone."""
-        self.decline()  # nobody waits for this one any more
-        if self._calling is not None:
+        if self._complete.is_set() and self._calling:
             return None
         place = len(self._guests)
         self._guests.append(guest)
         self._present += 1
+        self.expect_one_less()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     await self._complete.wait()
             shares = await self._shares()
-            share = shares[place] if place < len(shares) else None
-            return share if isinstance(share, Share) else None
+            return shares[place] if place < len(shares) else None
         except Reasoned:
             return None
         finally:
@@ -74,12 +73,36 @@ class Party:
             if not self._present and self._calling is not None:
                 self._calling.cancel()  # for nobody any more; does nothing where it has ended
 
-    async def _shares(self) -> list[Share | BadAnswer]:
+    async def _shares(self) -> list[Share | None]:
         """Return what the guests get; the first to ask for that has the call made."""
         if self._calling is None:
             self._complete.set()
             self._calling = asyncio.create_task(self._made(list(self._guests)))
         return await asyncio.shield(self._calling)
 
-    async def _made(self, guests: list[Guest]) -> list[Share | BadAnswer]:
+    async def _made(self, guests: list[Guest]) -> list[Share | None]:
         return list(await self._call(guests)) if len(guests) > 1 else []
+
+
+class Seat:
+    """One event's place at a party."""
+
+    def __init__(self, party: Party) -> None:
+        self._party = party
+        self.taken = False
+
+    async def share(self, guest: Guest) -> Share | None:
+        """Take part, as `Party.share`."""
+        self.taken = True
+        return await self._party.share(guest)
+
+
+@contextmanager
+def attending(party: Party | None) -> Iterator[Seat | None]:
+    """Keep a seat for the length of the block; whoever leaves without having taken it is not waited for."""
+    seat = Seat(party) if party else None
+    try:
+        yield seat
+    finally:
+        if party and seat and not seat.taken:
+            party.expect_one_less()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from millhand import event as events
 from millhand.asking import Answered, Asker
+from millhand.cache import Answers
+from millhand.calling import Caller
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import Malformed, ModelAway
@@ -21,6 +23,7 @@ from millhand.model.ollama import OllamaModel
 from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, settle_surely
+from millhand.sharing import Party, attending
 from millhand.stop import Stop
 from millhand.stream import (
     EventIds,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
+PROBE_TEXT = "This is a test."  # what a model that was away is asked, to see whether it is back
 MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
@@ -89,14 +93,10 @@ class Worker:
         self._leases = Leases(self._redis, keys, consumer, config.delivery.lease_s, log)
         self._model = OllamaModel(config.model)
         self._gate = Gate(courier, config, consumer, stop, log)
-        self._asker = Asker(
-            model=self._model,
-            questions=Questions(chosen_tasks(config)),
-            gate=self._gate,
-            policy=self._policy,
-            age_s=self._stream.age_s,
-            log=log,
-        )
+        questions = Questions(chosen_tasks(config))
+        self._caller = Caller(self._model, self._gate, questions.prompt(PROBE_TEXT), log)
+        answers = Answers(self._redis, keys, config, questions, log)
+        self._asker = Asker(config, questions, self._caller, answers, self._stream.age_s)
         self._slots = asyncio.Semaphore(config.model.concurrency)
         self._walks: set[asyncio.Task[None]] = set()
         self._settled: Counter[str] = Counter()
@@ -116,10 +116,10 @@ class Worker:
         while not self._stop.requested:
             free = await self._free_slots()
             permits = await self._permits(free) if free else []
-            deliveries = await self._next(len(permits)) if permits else []
-            self._gate.give_back(permits[len(deliveries) :])
-            await self._take_up(deliveries, permits)
-            self._free(free - len(deliveries))
+            calls = self._calls(await self._next(len(permits))) if permits else []
+            self._gate.give_back(permits[len(calls) :])
+            await self._take_up(calls, permits)
+            self._free(free - min(len(calls), len(permits)))
         await self._drain()
         renewing.cancel()
         holding.cancel()
@@ -139,7 +139,7 @@ class Worker:
         refused = next((error for error in refusals if error is not None), None)
         if refused is not None:
             waits_for = f"redis: {refused}"
-        at_the_gate = {"at_the_gate": list(self._asker.waiting)} if self._asker.waiting else {}
+        at_the_gate = {"at_the_gate": list(self._caller.waiting)} if self._caller.waiting else {}
         return {"in_hand": len(self._leases), "waits_for": waits_for, **at_the_gate, **self._settled}
 
     async def _open(self) -> bool:
@@ -158,7 +158,7 @@ class Worker:
     async def _met_model(self, permit: Permit) -> bool:
         """Learn the model's digest; tell the gate if it is not there."""
         try:
-            await self._asker.meet_model()
+            await self._caller.meet_model()
         except ModelAway as away:
             await self._gate.tell(permit, end_of(away))
             await self._stop.sleep(MEET_PAUSE_S * random.random())  # noqa: S311 - jitter, no secret
@@ -191,13 +191,14 @@ class Worker:
             self._slots.release()
 
     async def _next(self, count: int) -> list[Delivery]:
-        """Return up to `count` deliveries: by turns what is due and what is new, so that neither starves.
+        """Return deliveries for up to `count` calls: by turns what is due and what is new, so that neither starves.
 
         After an error it begins with what is due, because that is refused where Redis is full, and reading is not.
         """
         self._due_turn = not self._due_turn or self._redis_away is not None
         try:
-            reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count)
+            each = self._config.model.events_per_call
+            reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each)
             deliveries = await self._stop.by_deadline(reading) or []
         except RedisError as error:
             await self._wait_for_redis(error)
@@ -216,11 +217,19 @@ class Worker:
             await self._stream.reconnect()
         await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter, no secret
 
-    async def _take_up(self, deliveries: list[Delivery], permits: list[Permit]) -> None:
+    def _calls(self, deliveries: list[Delivery]) -> list[list[Delivery]]:
+        """Put together what is to share a call: what was read together. A retry is asked about alone."""
+        each = self._config.model.events_per_call
+        alone = [[delivery] for delivery in deliveries if delivery.attempts]
+        fresh = [delivery for delivery in deliveries if not delivery.attempts]
+        return [*alone, *(fresh[first : first + each] for first in range(0, len(fresh), each))]
+
+    async def _take_up(self, calls: list[list[Delivery]], permits: list[Permit]) -> None:
         """Start on deliveries. A suspect comes alone and is worked on alone.
 
         So if it kills this worker too, nothing else was in hand that could be buried for it.
         """
+        deliveries = [delivery for call in calls for delivery in call]
         for delivery in deliveries:
             token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
             self._log.debug("event.delivered", attempts=delivery.attempts, **token)
@@ -228,8 +237,8 @@ class Worker:
         if suspect:
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
-        for delivery, permit in zip(deliveries, permits, strict=False):
-            self._start(delivery, permit)
+        for call, permit in zip(calls, permits, strict=False):
+            self._start(call, permit)
         if suspect:
             await self._in_hand_ended()
 
@@ -240,21 +249,34 @@ class Worker:
 
     # -- walk -------------------------------------------------------------------------------------------------------
 
-    def _start(self, delivery: Delivery, permit: Permit) -> None:
-        walk = asyncio.create_task(self._walk(delivery, permit))
-        self._walks.add(walk)
-        walk.add_done_callback(self._ended)
+    def _start(self, deliveries: list[Delivery], permit: Permit) -> None:
+        """Start on what shares a call, and a slot until the last of it has ended."""
+        walks = set[asyncio.Task[None]]()
+
+        def ended(walk: asyncio.Task[None]) -> None:
+            self._ended(walk)
+            walks.discard(walk)
+            if not walks:
+                self._gate.give_back([permit])
+                self._free(1)
+
+        party = self._asker.party(len(deliveries), permit) if len(deliveries) > 1 else None
+        for delivery in deliveries:
+            own = self._gate.permit() if party else permit
+            walks.add(asyncio.create_task(self._walk(delivery, own, party)))
+        self._walks |= walks
+        for walk in list(walks):
+            walk.add_done_callback(ended)
 
     def _ended(self, walk: asyncio.Task[None]) -> None:
         self._walks.discard(walk)
-        self._free(1)
         if not walk.cancelled() and (error := walk.exception()):
             self._log.error("event.walk_failed", exc_info=error)
 
-    async def _walk(self, delivery: Delivery, permit: Permit) -> None:
+    async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None) -> None:
         """Take one delivery from its fields to its verdict."""
         with self._leases.hold(delivery) as lease:
-            lease.work = asyncio.create_task(self._attempt(delivery, permit))
+            lease.work = asyncio.create_task(self._attempt(delivery, permit, party))
             try:
                 outcome = await lease.work
             except asyncio.CancelledError:
@@ -267,16 +289,17 @@ class Worker:
             settled = await settle_surely(self._settler, delivery, verdict, self._log)
         self._tell(delivery, verdict, settled)
 
-    async def _attempt(self, delivery: Delivery, permit: Permit) -> Outcome:
+    async def _attempt(self, delivery: Delivery, permit: Permit, party: Party | None) -> Outcome:
         """Decode, ask and check. Waits while the model is away; that spends no attempt."""
         started_s = time.monotonic()
-        try:
-            event = events.decode(delivery.fields, self._config.enrich)
-        except Malformed as error:
-            return Failed(error)
-        if first := await self._repeated(delivery):
-            return Repeated(first)
-        asked = await self._asker.ask(delivery, event.text, permit)
+        with attending(party) as seat:
+            try:
+                event = events.decode(delivery.fields, self._config.enrich)
+            except Malformed as error:
+                return Failed(error)
+            if first := await self._repeated(delivery):
+                return Repeated(first)
+            asked = await self._asker.ask(delivery, event.text, permit, seat)
         if isinstance(asked, Answered):
             return self._enriched(delivery, event, asked, time.monotonic() - started_s)
         return asked
@@ -303,7 +326,7 @@ class Worker:
         answer = answered.answer
         meta = {
             "model": self._config.model.name,
-            "model_digest": self._asker.digest,
+            "model_digest": self._caller.digest,
             "prompt_hash": answered.prompt_hash,
             "attempts": answered.attempt,
             "tokens_in": answer.tokens_in,

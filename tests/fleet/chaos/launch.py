@@ -35,13 +35,13 @@ def obey_events() -> None:
     """Let an event kill or hang its worker at the moment when the model is asked about it."""
     call = asking.Asker._call
 
-    async def dangerous(self: asking.Asker, prompt: Any, attempt: int, permit: Any, delivery: Any) -> Any:
-        data = delivery.fields.get(b"data", b"")
+    async def dangerous(self: asking.Asker, inquiry: Any, permit: Any) -> Any:
+        data = inquiry.delivery.fields.get(b"data", b"")
         if POISON in data:
             os.kill(os.getpid(), 9)
         if BLOCK in data:
             time.sleep(BLOCKED_S)  # noqa: ASYNC251 - that is what it is for
-        return await call(self, prompt, attempt, permit, delivery)
+        return await call(self, inquiry, permit)
 
     asking.Asker._call = dangerous  # type: ignore[method-assign]
 

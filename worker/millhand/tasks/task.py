@@ -73,7 +73,10 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class Questions:
-    """All tasks of a fleet as one question: one model call answers them together, about one text or a batch."""
+    """All tasks of a fleet as one question: one model call answers them together, about one text or a batch.
+
+    `system` are the instructions for one text.
+    """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         answer = msgspec.defstruct(
@@ -82,17 +85,17 @@ class Questions:
         self.schema = schema_of(answer)
         schema_text = msgspec.json.encode(self.schema).decode()
         members = "\n".join(f'- "{task.name}": {task.prompt}' for task in tasks)
-        self._system = INSTRUCTIONS.format(members=members, schema=schema_text)
+        self.system = INSTRUCTIONS.format(members=members, schema=schema_text)
         self._batch_system = BATCH_INSTRUCTIONS.format(members=members, schema=schema_text)
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(answer)
         self._batch_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-        self.prompt_hash = _short_hash(self._system)
+        self.prompt_hash = _short_hash(self.system)
         self._batch_hash = _short_hash(self._batch_system)
-        self._repair_hash = _short_hash(self._system + REPAIR)
+        self._repair_hash = _short_hash(self.system + REPAIR)
 
     def prompt(self, text: str) -> Prompt:
         """Put the question about one text."""
-        return Prompt(self._system, text, self.schema, hash=self.prompt_hash)
+        return Prompt(self.system, text, self.schema, hash=self.prompt_hash)
 
     def batch(self, texts: Sequence[str]) -> Prompt:
         """Put the question about several texts at once; they are numbered from 1.
@@ -113,7 +116,7 @@ class Questions:
         """Put the question again after a refused answer: `content` is that answer, `error` what was wrong with it."""
         refused = Message("assistant", content[:REFUSED_CHARS_MAX])
         correction = Message("user", REPAIR.format(error=clip(error, ERROR_CHARS_MAX)))
-        return Prompt(self._system, text, self.schema, turns=(refused, correction), hash=self._repair_hash)
+        return Prompt(self.system, text, self.schema, turns=(refused, correction), hash=self._repair_hash)
 
     def parse(self, content: str) -> dict[str, Any]:
         """Return the results by task name. Raises BadAnswer where the content breaks the schema.
