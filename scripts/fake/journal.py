@@ -21,7 +21,7 @@ class Call(msgspec.Struct):
     arrival_s: float
     path: str = ""
     status: int | str = "open"
-    text: str = ""  # the user's last message
+    text: str = ""  # the user's first message: what is asked about, also where an answer to it is to be corrected
     request: dict[str, Any] = {}
     started_s: float | None = None  # when it got a slot
     end_s: float | None = None

@@ -49,8 +49,8 @@ class Ask(msgspec.Struct):
 
     @property
     def text(self) -> str:
-        """What the user said last."""
-        return self.prompt or next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+        """What the user said first: the rest is about it."""
+        return self.prompt or next((m.content for m in self.messages if m.role == "user"), "")
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def answer(call: Call, ask: Ask, orders: ForCall, loaded_s: float) -> Reply:
     """
     script = orders.script
     prompt_tokens = 1 + sum(len(m.content) for m in ask.messages) // TOKEN_CHARS + len(ask.prompt) // TOKEN_CHARS
-    if prompt_tokens > ask.options.num_ctx and not ask.truncate:
+    if prompt_tokens > ask.options.num_ctx and not (ask.truncate or script.truncates):
         return error_reply(400, "the input length exceeds the context length")
     content = _content(ask, orders)
     tokens = 1 + len(content) // TOKEN_CHARS

@@ -44,6 +44,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop: bool = False  # closes the connection without a byte
     redirect: bool = False
     missing: bool = False  # there is no such model, and none is listed
+    truncates: bool = False  # a long prompt loses its beginning without a word, whatever the request says
     # what the model says
     reply: Any = None  # a string as it is, anything else as JSON
     garbage: bool = False  # no JSON

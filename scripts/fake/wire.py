@@ -19,6 +19,8 @@ from scripts.fake.orders import PADDING_BYTES_MAX
 if TYPE_CHECKING:
     from scripts.fake.orders import Script
 
+GZIP_HEAD_BYTES = 10
+NO_BLOCK = b"\x07"  # of the kind that RFC 1951 reserves: every reader refuses it
 CONNECTIONS_MAX = 1_000
 REQUEST_BYTES_MAX = 1 << 20
 NDJSON = "application/x-ndjson"
@@ -192,10 +194,9 @@ def _packed(body: bytes, script: Script) -> bytes:
     if script.gzip is None:
         return body
     packed = gzip.compress(body, mtime=0)
-    middle = len(packed) // 2
     if script.gzip == "broken":
-        return packed[:middle] + bytes(byte ^ 0xFF for byte in packed[middle:])
-    return packed[:middle] if script.gzip == "cut" else packed
+        return packed[:GZIP_HEAD_BYTES] + NO_BLOCK + packed[GZIP_HEAD_BYTES + 1 :]
+    return packed[: len(packed) // 2] if script.gzip == "cut" else packed
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from millhand.errors import (
     Malformed,
     MillhandError,
     ModelAway,
+    ModelBusy,
     Reasoned,
     Unusable,
     clip,
@@ -54,7 +55,7 @@ def test_the_detail_of_an_error_is_clipped(kind: type[Reasoned]) -> None:
 
 
 def test_a_model_that_does_not_say_how_long_has_no_wait() -> None:
-    assert ModelAway("model_busy", "HTTP 503").wait_s is None
+    assert ModelBusy("HTTP 503").wait_s is None
 
 
 @pytest.mark.parametrize("kind", [Unusable, ConfigError, Malformed, BadAnswer, ModelAway])

@@ -119,6 +119,8 @@ class Asker:
     def _after(self, error: Reasoned, inquiry: Inquiry) -> Failed | None:
         """Decide after a failed call: None to ask again, with what is in the inquiry then."""
         match error:
+            case Malformed() if inquiry.spent:
+                return Failed(inquiry.spent[-1])  # it was the repair that did not fit, not the event
             case ModelAway():
                 inquiry.lost += error.lost
                 if inquiry.lost < LOST_CALLS_MAX:
