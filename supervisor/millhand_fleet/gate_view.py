@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millhand.config import Config
+from millhand.gate import burst_let_through
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -75,11 +76,11 @@ def gate_view(fields: dict[str, bytes], permits: int, now_ms: float, config: Con
 
 
 def _tokens(fields: dict[str, bytes], now_ms: float, config: Config) -> float | None:
-    rate_per_s, burst = config.model.rate_per_s, config.model.burst
+    rate_per_s = config.model.rate_per_s
     if math.isinf(rate_per_s):
         return None
     full_in_s = max(0.0, _number(fields, "tat") / 1000 - now_ms) / 1000
-    return round(max(1, burst - 1) - full_in_s * rate_per_s, 3)
+    return round(burst_let_through(config.model) - full_in_s * rate_per_s, 3)
 
 
 def _number(fields: dict[str, bytes], name: str) -> float:

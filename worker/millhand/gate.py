@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millhand.config import Config
+from millhand.config import Config, Model
 from millhand.courier import Courier
 from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy, Reasoned
 from millhand.keys import Keys
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HOLD_EVERY_S = 1.0
 HOLD_GRACE_S = 5.0  # past a call's own deadline
+TOKEN_GOOD_S = 0.05  # after its time; a call that begins later takes another, for it would arrive with those after it
 FRESH_S = 0.5  # a permit so young is admission enough where no token is needed; a pause reaches everybody within 1 s
 POLL_MIN_S = 0.02  # for a permit; one that this worker gives back itself is seen at once
 POLL_MAX_S = 0.25
@@ -74,6 +75,12 @@ def end_of(error: Reasoned, wall_s: float = 0.0) -> End:
             return End("ok", wall_s)
 
 
+def burst_let_through(model: Model) -> int:
+    """Return how many calls are let go at once: fewer than may arrive, by those that may be late and come with them."""
+    late = math.ceil(model.rate_per_s * TOKEN_GOOD_S) if math.isfinite(model.rate_per_s) else 0
+    return max(1, model.burst - late)
+
+
 class _Reply(NamedTuple):
     """What admit.lua answers."""
 
@@ -110,7 +117,7 @@ class Gate:
         model, gate = config.model, config.gate
         self._at_once = str(model.in_flight_max)
         self._interval_us = 0 if math.isinf(model.rate_per_s) else max(1, round(1e6 / model.rate_per_s))
-        self._burst = model.burst
+        self._burst = burst_let_through(model)
         self._hold_s = model.timeout_s + BLOCK_MS / 1000 + HOLD_GRACE_S
         self._terms = [
             self._at_once, gate.failures_max, round(gate.throttled_max_s * 1000), round(PAUSE_FIRST_S * 1000),
@@ -167,6 +174,7 @@ class Gate:
         poll_s = POLL_MIN_S
         try:
             while not self._stop.requested:
+                asked_s = time.monotonic()
                 try:
                     reply = await self._ask("call", [permit])
                 except RedisError:
@@ -174,13 +182,16 @@ class Gate:
                     continue
                 if reply.granted or reply.wait_ms:
                     await self._stop.sleep(reply.wait_s)
-                if reply.granted:
+                if reply.granted and self._is_in_time(asked_s + reply.wait_ms / 1000):
                     return not self._stop.requested
-                if not reply.wait_ms:
+                if not reply.wait_ms and not reply.granted:
                     poll_s = await self._until_given_back(poll_s)
         finally:
             self._queue -= 1
         return False
+
+    def _is_in_time(self, due_s: float) -> bool:
+        return not self._interval_us or time.monotonic() < due_s + TOKEN_GOOD_S
 
     def _is_fresh(self, permit: Permit) -> bool:
         return not self._interval_us and self.away is None and time.monotonic() < permit.fresh_until_s

@@ -66,9 +66,8 @@ if pause_left > 0 then
   return refuse(pause_left, 'paused', pause_ms / 10)
 end
 
--- the token: `tat` moves on by one interval a call; a call may begin `burst - 1` intervals before it. One token is kept
--- back where there are several, because calls that were let go apart may arrive together.
-local tolerance = math.max(burst - 2, 0) * interval
+-- the token: `tat` moves on by one interval a call; a call may begin `burst - 1` intervals before it
+local tolerance = (burst - 1) * interval
 local tat = tonumber(redis.call('HGET', gate, 'tat') or now_us + tolerance)
 if tat - tolerance > now_us + RESERVED_US_MAX + interval then
   tat = now_us + tolerance
