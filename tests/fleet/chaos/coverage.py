@@ -102,6 +102,7 @@ PROOFS: dict[str, Proof] = {
     "revoke_permission": _felt,
     "delete_entries": lambda run, _: _is_buried(run, "deleted"),
     "lose_parked": _felt,
+    "lose_gate": _felt,
     "destroy_group": _recorded(lambda record: isinstance(record, GroupRecreated)),
     "rollback": REDIS_TROUBLE,
     "flush": _recorded(lambda record: isinstance(record, GroupRecreated)),

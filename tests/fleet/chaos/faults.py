@@ -14,7 +14,7 @@ class Effect(Enum):
 
     REDIS_AWAY = auto()  # Redis does not answer or refuses: nothing moves
     REDIS_SHAKY = auto()  # calls fail or are late: things move, but nothing is in time
-    MODEL_AWAY = auto()  # the model does not answer, or turns everybody away
+    MODEL_AWAY = auto()  # the model does not answer, or turns everybody away, or the gate does
     FLEET_AWAY = auto()  # supervisor or janitor are down
     FROZEN = auto()  # a process stands still, and does not know it
     DELETES = auto()  # pending entries vanish: their tombstones are legal
@@ -58,6 +58,7 @@ FAULTS: dict[str, frozenset[Effect]] = {
     "clock_jump": NOTHING,
     "delete_entries": frozenset({Effect.DELETES}),
     "lose_parked": NOTHING,
+    "lose_gate": frozenset({Effect.MODEL_AWAY}),
     "destroy_group": frozenset({Effect.REDIS_AWAY, Effect.REGROUPS}),
     "rollback": frozenset({Effect.REDIS_AWAY, Effect.FORGETS, Effect.REGROUPS}),
     "flush": frozenset({Effect.REDIS_AWAY, Effect.DELETES, Effect.FORGETS, Effect.REGROUPS}),

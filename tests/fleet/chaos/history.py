@@ -60,6 +60,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     heal_to_drained_s_max: float
     retries: int = 3
     deliveries_max: int = 3
+    in_flight_max: int | None = None
     rate_per_s: float | None = None
     burst: int = 0
     # what must have happened, or the run proves nothing

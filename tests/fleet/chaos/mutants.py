@@ -133,6 +133,10 @@ def _take_by_idle_time_alone() -> None:
     watch.Watch.abandoned = idle  # type: ignore[method-assign]
 
 
+def _refill_what_was_lost() -> None:
+    _edit("admit", ("or now_us + tolerance)", "or 0)"))
+
+
 def _gone_is_a_failure() -> None:
     surely = settle.settle_surely
 
@@ -196,6 +200,13 @@ MUTANTS: dict[str, Mutant] = {
     "m9": Mutant("consumers forgotten with what they hold", ("kill_worker",), _forget_consumers_at_once, (1,)),
     "m10": Mutant("an input with MAXLEN", ("model_down",), _nothing, (1,), producer="maxlen"),
     "m11": Mutant("taking by idle time alone", ("clock_back", "swallow_read"), _take_by_idle_time_alone, (1, 15, 17)),
+    "m12": Mutant(
+        "a bucket that is full where it was lost",
+        ("lose_gate",),
+        _refill_what_was_lost,
+        (11,),
+        {"MILLHAND_MODEL_RATE_PER_S": "20", "MILLHAND_MODEL_BURST": "40"},
+    ),
     "m13": Mutant("GONE taken for a failure", ("swallow",), _gone_is_a_failure, (2,)),
     "m14": Mutant(
         "no deadline for a whole call",

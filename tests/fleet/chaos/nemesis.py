@@ -26,6 +26,8 @@ from scripts.fake_ollama import FakeOllama
 
 FOUND_WITHIN_S = 5.0  # a process to hit: right after a kill there may be none
 POLL_S = 0.02
+GATES_LOST_MIN = 5
+LOST_AGAIN_S = 0.2
 FREEZE_PATIENCE_S = 1.5
 TRIES_MAX = 6
 PATIENCE_S = 20.0  # for a fault to strike somebody
@@ -313,6 +315,16 @@ class Nemesis:
             _until(lambda: admin.zcard(parked) > 0, PATIENCE_S)
             detail["felt"] = admin.zcard(parked)
             admin.delete(parked)
+
+    def lose_gate(self) -> None:
+        """F47: lose the bucket, and who holds which permit, again and again."""
+        keys, lost = self._stage.keys, 0
+        with self._fault("lose_gate") as detail, self._admin() as admin:
+            for _ in range(GATES_LOST_MIN):
+                _until(lambda: admin.exists(keys.gate) > 0, PATIENCE_S)
+                lost += admin.delete(keys.gate, keys.permits)
+                _wait(LOST_AGAIN_S)
+            detail["felt"] = lost
 
     def clock_back(self) -> None:
         """F40: the server's clock is put back by an hour, and stays so."""

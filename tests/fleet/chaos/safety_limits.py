@@ -17,7 +17,7 @@ HERDS_MIN = 3  # pauses; one may look like that by chance
 
 
 def limits_at_the_model(run: Timeline) -> Iterator[Finding]:
-    """11: calls arrive at the model at no more than the rate and its burst, and no more than all slots at once.
+    """11: calls arrive at the model within the rate and its burst, and no more are open than all slots and permits.
 
     Every window is judged, and the worst one told. How many are open at once is measured at the
     model, which notices late that a caller was killed, or gave up: such a call counts until that long before. While the
@@ -55,6 +55,7 @@ def _over_slots(run: Timeline) -> Iterator[Finding]:
         open_calls[id(call)] = call
         stopping_s = terms.drain_s + terms.stop_grace_s  # those that are to stop still finish
         slots = run.desired_max(moment_s - stopping_s, moment_s) * terms.concurrency
+        slots = min(slots, terms.in_flight_max or slots)
         if len(open_calls) > slots and run.is_calm(moment_s, moment_s, [Effect.FLEET_AWAY], after_s=terms.recovery_s):
             yield Finding(
                 f"{len(open_calls)} calls were open at the model, there are {slots} slots", (), open_calls.values()

@@ -41,7 +41,7 @@ ALL_FAULTS = (
     "freeze_worker", "freeze_janitor", "kill_janitor", "kill_supervisor", "poison", "block_worker", "scale",
     "reset", "delay", "slice", "half_close", "black_hole", "kill_connections",
     "kill_redis", "freeze_redis", "pause_redis", "busy_script", "flush_scripts", "revoke_permission",
-    "out_of_memory", "max_clients", "read_only", "destroy_group", "delete_entries", "lose_parked",
+    "out_of_memory", "max_clients", "read_only", "destroy_group", "delete_entries", "lose_parked", "lose_gate",
     "model_down", "model_throttles", "model_hangs",
 )  # fmt: skip
 ANSWERS = (
@@ -63,6 +63,8 @@ class Plan(msgspec.Struct, frozen=True):
     sweep_s: float = 0.5
     drain_s: float = 2.0
     events_per_s: float = 60.0
+    calls_per_s: float = 200.0
+    burst: int = 20
     settled_within_s: float = 60.0  # after the storm, and half as long again as it lasted: so much may wait by then
 
     @property
@@ -160,6 +162,9 @@ def _environment(plan: Plan, folder: Path, redis_url: str, model_url: str, model
         "MILLHAND_MODEL_NAME": model,
         "MILLHAND_MODEL_CONCURRENCY": str(plan.concurrency),
         "MILLHAND_MODEL_TIMEOUT_S": "8",
+        "MILLHAND_MODEL_IN_FLIGHT_MAX": str(plan.workers * plan.concurrency),
+        "MILLHAND_MODEL_RATE_PER_S": str(plan.calls_per_s),
+        "MILLHAND_MODEL_BURST": str(plan.burst),
         "MILLHAND_DELIVERY_LEASE_S": str(plan.lease_s),
         "MILLHAND_DELIVERY_RETRIES": str(RETRIES),
         "MILLHAND_DELIVERY_RETRY_BACKOFF_S": "0.3",
@@ -184,6 +189,9 @@ def _terms(plan: Plan) -> Terms:
         sweep_s=plan.sweep_s,
         drain_s=plan.drain_s,
         retries=int(settings.get("MILLHAND_DELIVERY_RETRIES", RETRIES)),
+        in_flight_max=plan.workers * plan.concurrency,
+        rate_per_s=float(settings.get("MILLHAND_MODEL_RATE_PER_S", plan.calls_per_s)),
+        burst=int(settings.get("MILLHAND_MODEL_BURST", plan.burst)),
         heal_to_drained_s_max=plan.drained_s_max,
         expected_faults=tuple(sorted(set(plan.deck))) if whole else (),
         expected_answers=ANSWERS if whole else (),
