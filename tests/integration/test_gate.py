@@ -179,6 +179,29 @@ async def test_a_call_goes_before_what_has_not_been_read(doors: Doors) -> None:
     reading.cancel()
 
 
+async def test_a_call_in_hand_goes_before_the_readers_of_other_workers(doors: Doors) -> None:
+    """Otherwise one that reads an idle stream, again and again, keeps the last permit for ever."""
+    reader, caller = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
+
+    async def read_again_and_again() -> None:
+        while True:
+            permits = await reader.places(1)
+            await asyncio.sleep(0)
+            reader.give_back(permits)
+
+    reading = asyncio.create_task(read_again_and_again())
+    assert await soon(caller.admit(caller.permit()))
+    reading.cancel()
+
+
+async def test_whoever_only_looks_needs_no_permit(doors: Doors) -> None:
+    """A worker that starts, while the others have all of them."""
+    busy, starting = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
+    await soon(busy.places(1))
+    assert await soon(starting.is_passable())
+    assert len(await doors.permits()) == 1
+
+
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,15 @@ class Gate:
             poll_s = await self._until_given_back(poll_s)
         return []
 
+    async def is_passable(self) -> bool:
+        """Wait until the gate is not shut. False if a stop comes first. Raises RedisError."""
+        while not self._stop.requested:
+            reply = await self._ask("look", [self.permit()])
+            if reply.granted:
+                return True
+            await self._stop.sleep(reply.wait_s)
+        return False
+
     async def admit(self, permit: Permit) -> bool:
         """Wait until a call may begin. False if a stop is requested first."""
         if self._is_fresh(permit):
@@ -216,7 +225,7 @@ class Gate:
             await self._find_out(permits[0])
             return reply._replace(wait_ms=1)
         for place, permit in enumerate(permits):
-            self._note(permit, reply, granted=place < reply.granted)
+            self._note(permit, reply, granted=place < reply.granted and how != "look")
         self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open"} else None)
         return reply
 

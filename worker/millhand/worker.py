@@ -15,7 +15,7 @@ from millhand.calling import Caller
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import Malformed, ModelAway
-from millhand.gate import UNUSED, Gate, Permit, end_of
+from millhand.gate import Gate, Permit, end_of
 from millhand.keys import Keys
 from millhand.lease import Leases
 from millhand.log import logger
@@ -151,19 +151,21 @@ class Worker:
             except RedisError as error:
                 await self._wait_for_redis(error)
         while not self._stop.requested:
-            if (permits := await self._permits(1)) and await self._met_model(permits[0]):
-                return True
+            try:
+                if await self._gate.is_passable() and await self._met_model():
+                    return True
+            except RedisError as error:
+                await self._wait_for_redis(error)
         return False
 
-    async def _met_model(self, permit: Permit) -> bool:
+    async def _met_model(self) -> bool:
         """Learn the model's digest; tell the gate if it is not there."""
         try:
             await self._caller.meet_model()
         except ModelAway as away:
-            await self._gate.tell(permit, end_of(away))
+            await self._gate.tell(self._gate.permit(), end_of(away))
             await self._stop.sleep(MEET_PAUSE_S * random.random())  # noqa: S311 - jitter, no secret
             return False
-        self._gate.leave(permit, UNUSED)
         return True
 
     # -- read -------------------------------------------------------------------------------------------------------

@@ -2,18 +2,19 @@
 -- admit: may a call to the model be made? In this order: pause, breaker, permit, token; all by the server's clock.
 --
 -- KEYS   1 gate  2 permits  3 input
--- ARGV   1 group  2 consumer  3 'places': how many of these calls could begin soon, asked before events are read
---                               'call': this one begins, now or when its token is due
+-- ARGV   1 group  2 consumer  3 'look': is the gate shut?  'places': how many of these calls could begin soon, asked
+--                               before events are read?  'call': this one begins, now or when its token is due
 --        4 calls at once, a number or 'auto'  5 us between two tokens, 0 = no rate  6 burst
 --        7 ms until a permit expires  8 ms until a probe's lease expires  9... ids of permits, one for each call
 -- answer {granted, wait in ms, why, generation of the limit, ms over which those who wait are to be spread, what is
 --         wrong in words}
---        granted > 0   the first so many ids hold a permit; a 'call' begins after the wait, for which it has its token
+--        granted > 0   the first so many ids hold a permit, except after a 'look'; a 'call' begins after the wait, for
+--                      which it has its token
 --        'paused' 'open' 'permit' 'rate'   nothing granted, and not to be asked again before the wait is over
 --        'probe'       closed, and the holder of the first id is the one to find out whether the model is back
 --
 -- gate   tat: when the bucket will be full again less its burst, in us (GCRA: ATM Forum TM 4.0, 1996, and its use with
---        reservations). pause_until, pause_ms. open, kind, says, probe_at, probe_ms, prober, prober_until. strikes,
+--        reservations). queued_until: calls wait for a permit, and go before what is not yet read. pause_until, pause_ms. open, kind, says, probe_at, probe_ms, prober, prober_until. strikes,
 --        throttled_since. slow: calls at once while the model is tried again. limit, generation and what leave counts.
 -- permits  id -> when it expires in ms, and `@opened` -> less the time from which new ones may be given out
 --
@@ -21,7 +22,7 @@
 -- Where the bucket is lost it begins with one token. Where the permits are lost while others have events in hand, nobody
 -- gets a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
 -- Safe to send again: the same ids hold the same permits, and a token more is spent at worst.
-local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, START = 2500, 500000, 100000, 250, 4
+local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, QUEUED_MS, START = 2500, 500000, 100000, 250, 500, 4
 local gate, permits, input = KEYS[1], KEYS[2], KEYS[3]
 local group, consumer, how, at_once = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local interval, burst, hold_ms, probe_lease_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -99,12 +100,23 @@ if redis.call('HEXISTS', gate, 'open') == 1 then
   return {0, 0, 'probe', number('generation'), 0, redis.call('HGET', gate, 'says') or ''}
 end
 
+if how == 'look' then
+  return {1, 0, '', number('generation'), 0, ''}
+end
+
 local slow = tonumber(redis.call('HGET', gate, 'slow') or limit)
 local free = opened > now and 0 or math.min(limit, slow) - in_use
 if how == 'call' and redis.call('ZSCORE', permits, ids[1]) then
   free = 1
 end
+local queued = number('queued_until') - now
+if how == 'places' and queued > 0 and queued <= QUEUED_MS then
+  free = 0
+end
 if free < 1 then
+  if how == 'call' then
+    redis.call('HSET', gate, 'queued_until', now + QUEUED_MS)
+  end
   return refuse(math.max(0, opened - now), 'permit')
 end
 
