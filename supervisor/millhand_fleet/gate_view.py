@@ -30,7 +30,7 @@ class GateView(msgspec.Struct, frozen=True):
     permits_max: int = 0
     tokens: float | None = None  # below 0: so many calls have theirs reserved; None: no rate is set
     strikes: int = 0  # failures in a row
-    calls: dict[str, int] = {}  # ended so, as lua/leave.lua names it
+    calls: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(CALL_ENDS, 0))  # as leave.lua names it
 
     @property
     def is_open(self) -> bool:

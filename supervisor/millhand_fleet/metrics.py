@@ -43,6 +43,12 @@ class SnapshotCollector(Collector):
         yield from self._janitor()
         yield from _gate(snapshot.gate)
         yield _counter("restarts", "Children started again.", sum(row["restarts"] for row in snapshot.children))
+        lookups = CounterMetricFamily("millhand_cache_lookups", "Questions looked up in the cache.", labels=["result"])
+        for result, count in (
+            ("hit", streams.cache_hits), ("joined", streams.cache_joined), ("miss", streams.cache_misses)
+        ):  # fmt: skip
+            lookups.add_metric([result], count)
+        yield lookups
         if streams.success_rate is not None:
             yield _gauge("success_ratio", "Enriched events as a share of all settled ones.", streams.success_rate)
         dead = CounterMetricFamily("millhand_dead_letters", "Events buried, by reason.", labels=["reason"])

@@ -23,7 +23,7 @@ RATE_OVER_S = 10.0
 HEALTH_TIMEOUT_S = 2.0
 TOTALS = (
     "enriched", "dead", "retried", "handed_back", "released", "skipped",
-    "requeued", "dropped", "trimmed", "retired", "lost",
+    "requeued", "dropped", "trimmed", "retired", "lost", "cache_hits", "cache_joined", "cache_misses",
 )  # fmt: skip
 
 
@@ -56,6 +56,9 @@ class StreamsView(msgspec.Struct, frozen=True):
     trimmed: int = 0
     retired: int = 0  # consumers
     lost: int = 0  # events gone with a stream that somebody deleted
+    cache_hits: int = 0  # answers that were kept from before
+    cache_joined: int = 0  # answers that another event was just waiting for
+    cache_misses: int = 0
     groups_recreated: int = 0
     enriched_per_s: float = 0.0
 

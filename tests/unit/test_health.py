@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from millhand_fleet.gate_view import GateView
 from millhand_fleet.health import STALE_AFTER_S, Health, judge_health
 from millhand_fleet.snapshot import RedisView, Snapshot
 
@@ -62,6 +63,28 @@ def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **ot
             picture(W1_WAITS, W2),
             Health(status="degraded", ready=True, reasons=(f"waits for {AWAY}",)),
             id="the model is away for one",
+        ),
+        pytest.param(
+            picture(W1_WAITS, W2, gate=GateView(state="throttled", since_s=72.4, until_s=3.25, says=AWAY)),
+            Health(status="degraded", ready=False, reasons=(f"throttled for 72 s, next probe in 3.2 s: {AWAY}",)),
+            id="throttled for too long",
+        ),
+        pytest.param(
+            picture(W1_WAITS, W2_WAITS, gate=GateView(state="misconfigured", since_s=5, says="model_missing: no tiny")),
+            Health(
+                status="degraded",
+                ready=False,
+                reasons=(
+                    "misconfigured for 5 s, next probe in 0.0 s: model_missing: no tiny",
+                    f"waits for {AWAY}",
+                ),
+            ),
+            id="the model is not there, and was busy before",
+        ),
+        pytest.param(
+            picture(W1_WAITS, W2, gate=GateView(state="paused", since_s=1, until_s=4.5, says=AWAY)),
+            Health(status="degraded", ready=True, reasons=(f"paused for 4.5 s more: {AWAY}",)),
+            id="paused",
         ),
         pytest.param(
             picture(W1_WAITS, row("worker-2", waits_for="model_missing: no model")),

@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from millhand_fleet.gate_view import GateView
 from millhand_fleet.metrics import render
 from millhand_fleet.snapshot import RedisView, Snapshot, StreamsView
 
@@ -23,6 +24,9 @@ STREAMS = StreamsView(
     trimmed=30,
     retired=2,
     lost=13,
+    cache_hits=21,
+    cache_joined=14,
+    cache_misses=35,
     groups_recreated=1,
 )
 CHILDREN = (
@@ -36,8 +40,17 @@ CHILDREN = (
     {"name": "worker-1", "state": "ready", "restarts": 4},
     {"name": "worker-2", "state": "restarting", "restarts": 2},
 )
+GATE = GateView(
+    state="throttled",
+    since_s=72.5,
+    permits=3,
+    permits_max=17,
+    tokens=-2.0,
+    strikes=4,
+    calls={"ok": 90, "strike": 6, "late": 1, "busy": 5, "refused": 0},
+)
 SNAPSHOT = Snapshot(
-    "events", 0.0, "tiny:1b", desired=3, children=CHILDREN, redis=RedisView(reachable=True), streams=STREAMS
+    "events", 0.0, "tiny:1b", desired=3, children=CHILDREN, redis=RedisView(reachable=True), streams=STREAMS, gate=GATE
 )
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -74,6 +87,24 @@ def test_the_metrics_say_what_the_snapshot_says() -> None:
         ("millhand_janitor_last_sweep", (("what", "examined"),)): 7,
         ("millhand_janitor_last_sweep", (("what", "handed_back"),)): 2,
         ("millhand_restarts_total", ()): 7,
+        ("millhand_gate_state", (("state", "closed"),)): 0,
+        ("millhand_gate_state", (("state", "paused"),)): 0,
+        ("millhand_gate_state", (("state", "throttled"),)): 1,
+        ("millhand_gate_state", (("state", "away"),)): 0,
+        ("millhand_gate_state", (("state", "misconfigured"),)): 0,
+        ("millhand_gate_shut_seconds", ()): 72.5,
+        ("millhand_permits", ()): 3,
+        ("millhand_permits_max", ()): 17,
+        ("millhand_tokens", ()): -2,
+        ("millhand_breaker_strikes", ()): 4,
+        ("millhand_model_calls_total", (("end", "ok"),)): 90,
+        ("millhand_model_calls_total", (("end", "strike"),)): 6,
+        ("millhand_model_calls_total", (("end", "late"),)): 1,
+        ("millhand_model_calls_total", (("end", "busy"),)): 5,
+        ("millhand_model_calls_total", (("end", "refused"),)): 0,
+        ("millhand_cache_lookups_total", (("result", "hit"),)): 21,
+        ("millhand_cache_lookups_total", (("result", "joined"),)): 14,
+        ("millhand_cache_lookups_total", (("result", "miss"),)): 35,
         ("millhand_success_ratio", ()): 0.75,
         ("millhand_dead_letters_total", (("reason", "timeout"),)): 15,
         ("millhand_dead_letters_total", (("reason", "malformed"),)): 5,
