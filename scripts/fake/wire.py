@@ -26,12 +26,12 @@ REQUEST_BYTES_MAX = 1 << 20
 NDJSON = "application/x-ndjson"
 BUSY = "server busy, please try again"
 SAYS: dict[int, str] = {
-    HTTPStatus.BAD_REQUEST: "invalid options",
+    HTTPStatus.BAD_REQUEST: "bad request",
     HTTPStatus.UNAUTHORIZED: "unauthorized",
     HTTPStatus.FORBIDDEN: "forbidden",
     HTTPStatus.NOT_FOUND: "model not found",
     HTTPStatus.TOO_MANY_REQUESTS: "too many requests",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "model runner has unexpectedly stopped",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "something went wrong",
 }
 
 

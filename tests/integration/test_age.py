@@ -83,7 +83,7 @@ async def test_event_that_waits_at_a_closed_gate_expires_there(race: Race, redis
 
 async def test_event_expires_between_two_attempts(race: Race, redis_url: str, fake: FakeOllama) -> None:
     """What it has spent by then is in its dead letter."""
-    entry_id = await race.add("[[fake garbage delay=0.1]]")
+    entry_id = await race.add("[[fake length delay=0.1]]")
     config = mortal(redis_url, fake, 1.0, {"delivery.retries": 100, "model.concurrency": 1})
     async with working(config):
         buried = await race.until_buried()

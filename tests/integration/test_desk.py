@@ -23,6 +23,8 @@ from millhand.stream import connect
 from millhand.verdict import Bury, Reason, Release, Retry
 from millhand_fleet import snapshot as snapshot_module
 from millhand_fleet.desk import Desk
+from millhand_fleet.gate_view import CALL_ENDS
+from millhand_fleet.metrics import GATE_STATES
 from millhand_fleet.snapshot import Observer
 
 FLEET: dict[str, Any] = {
@@ -173,7 +175,7 @@ async def test_metrics_are_prometheus_text_and_agree_with_health(
         for family in text_string_to_metric_families(reply.text)
         for sample in family.samples
     }
-    assert samples == {
+    expected: dict[tuple[str, ...], Any] = {
         ("millhand_redis_up",): 1,
         ("millhand_backlog_events",): 2,
         ("millhand_pending_events",): 1,
@@ -193,10 +195,18 @@ async def test_metrics_are_prometheus_text_and_agree_with_health(
         ("millhand_recreated_groups_total",): 0,
         ("millhand_janitor_sweeps_total",): 0,
         ("millhand_restarts_total",): 3,
+        **{("millhand_gate_state", state): float(state == "closed") for state in GATE_STATES},
+        **{("millhand_model_calls_total", end): 0 for end in CALL_ENDS},
+        **{("millhand_cache_lookups_total", result): 0 for result in ("hit", "joined", "miss")},
+        ("millhand_gate_shut_seconds",): 0,
+        ("millhand_permits",): 0,
+        ("millhand_permits_max",): 256,
+        ("millhand_breaker_strikes",): 0,
         ("millhand_success_ratio",): pytest.approx(1 / 3),
         ("millhand_dead_letters_total", "malformed"): 1,
         ("millhand_dead_letters_total", "timeout"): 1,
     }
+    assert samples == expected
 
 
 @pytest.mark.parametrize(

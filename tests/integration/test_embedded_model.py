@@ -227,7 +227,7 @@ async def test_format_json_gives_an_object(official: ollama.AsyncClient) -> None
         ({"$ref": "https://example.com/x"}, "#/$ref leaves the document"),
         ({"type": "array", "minItems": 5, "maxItems": 3}, "the grammar compiler does not know"),
         ({"type": "string", "pattern": "("}, "the grammar compiler does not know"),
-        ({"enum": ["x" * 40_000]}, "larger than 32768 bytes"),
+        ({"enum": ["x" * 140_000]}, "larger than 131072 bytes"),
     ],
 )
 async def test_bad_schema_is_refused_with_its_reason(

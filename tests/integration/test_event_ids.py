@@ -144,7 +144,7 @@ async def test_event_that_is_tried_again_is_no_repetition_of_itself(
     race: Race, config: Config, fake: FakeOllama
 ) -> None:
     """F49: the second attempt finds its own mark."""
-    entry_id = await race.add("[[fake garbage times=1]]", event_id=b"order-7")
+    entry_id = await race.add("[[fake length times=1]]", event_id=b"order-7")
     async with working(config):
         enriched = await race.until_enriched(1)
 

@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import pytest
 from tests.integration.hands import CONSUMER, working
 from tests.integration.race import Race
@@ -101,7 +102,7 @@ async def test_due_and_new_events_take_turns(race: Race, config: Config, settler
         await settler.settle(delivery, Retry(0.0, 1, ("x",)))
     for n in range(20):
         await race.add(str(n))
-    async with working(config):
+    async with working(msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, concurrency=2))):
         await race.until_enriched(40)
 
     order = [json.loads(record[b"data"])["ai_enrichment"]["meta"]["attempts"] for record in await race.output()]
@@ -253,12 +254,13 @@ async def test_event_is_buried_after_one_attempt_and_three_retries_with_its_hist
     assert len({(call.request["options"]["seed"], call.request["options"]["temperature"]) for call in calls}) == 4
     assert len({call.request["options"]["num_ctx"] for call in calls}) == 1
     assert await race.is_clean()
-    assert await race.totals() == {"enriched": 1, "retried": 3, "dead": 1, f"dead:{reason}": 1}
+    repaired = order in {"garbage", "wrong_schema"}  # at once: that retry was not parked
+    assert await race.totals() == {"enriched": 1, "retried": 3 - repaired, "dead": 1, f"dead:{reason}": 1}
 
 
 async def test_retry_that_succeeds_counts_its_attempts(race: Race, config: Config, fake: FakeOllama) -> None:
     """F45: the second answer is good; nothing of the first stays behind."""
-    entry_id = await race.add("[[fake garbage times=1]]")
+    entry_id = await race.add("[[fake length times=1]]")
     async with working(config):
         enriched = await race.until_enriched(1)
 
@@ -354,7 +356,7 @@ async def test_log_tells_of_every_settled_event_and_never_its_text(
 ) -> None:
     """An enriched event is told quietly, a retry aloud, a burial as a warning."""
     await race.add("my secret")
-    await race.add("my secret [[fake garbage]]")
+    await race.add("my secret [[fake length]]")
     async with working(config) as at_work:
         await race.until_enriched(1)
         await race.until_buried()

@@ -100,7 +100,7 @@ async def test_entry_deleted_while_its_answer_is_useless_gets_a_tombstone(
     race: Race, config: Config, fake: FakeOllama
 ) -> None:
     """F38: a retry of what is no longer there ends in the dead letters."""
-    entry_id = await race.add("[[fake hold garbage]]")
+    entry_id = await race.add("[[fake hold length]]")
     async with working(config):
         await fake.until(lambda: fake.held == 1)
         await race.redis.xdel(race.keys.input, entry_id)
@@ -189,7 +189,7 @@ async def test_what_is_not_finished_at_the_deadline_is_released_unspent(
     race: Race, redis_url: str, fake: FakeOllama
 ) -> None:
     """F15: same delivery count, no attempt, due at once; the model is freed."""
-    before = await race.add("[[fake garbage times=1]] once")
+    before = await race.add("[[fake length times=1]] once")
     config = config_for(redis_url, fake.url, {"fleet.drain_s": 0.5})
     async with working(config) as at_work:
         await race.until_enriched(1)

@@ -43,6 +43,13 @@ class Outage:
         self.name = name
         self.reason = reason
 
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """How the log tells of its beginning and its end, and how loudly."""
+        if self.reason == "model_busy":
+            return [("gate.paused", "warning"), ("gate.resumed", "info")]
+        return [("model.away", "error"), ("model.back", "info")]
+
     async def begin(self, fake: FakeOllama) -> None:
         """Take the model away."""
         match self.name:
@@ -105,8 +112,9 @@ async def test_outage_spends_no_attempt_and_work_goes_on_after_it(
     assert {one["meta"]["attempts"] for one in enriched.values()} == {1}
     assert await race.totals() == {"enriched": 6}
     assert await race.is_clean()
-    ends = [(row["event"], row["log_level"]) for row in told if row["event"] in {"model.away", "model.back"}]
-    assert ends == [("model.away", "error"), ("model.back", "info")]
+    ends = [(row["event"], row["log_level"]) for row in told if row["event"] in {end for end, _ in outage.told}]
+    assert dict(ends) == dict(outage.told)
+    assert ends[-1] == outage.told[-1]
 
 
 @pytest.mark.parametrize("outage", [*OUTAGES, Outage("500", "model_error")], ids=lambda outage: outage.name)
