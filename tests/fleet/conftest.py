@@ -7,14 +7,17 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
 import psutil
 import pytest
 from tests.rig import RedisServer, eventually
 
+from millhand.config import CONTROL_SOCKET
+from millhand_fleet.ctl.orders import ANSWER_TIMEOUT_S
 from scripts.fake_ollama import FakeOllama
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -64,8 +67,12 @@ class RunningFleet:
         eventually(self.is_ready, START_S_MAX, what=f"the fleet is ready; its log: {self.log[-3000:]}")
 
     def is_ready(self) -> bool:
-        status = self.status()
-        return bool(status and status["health"]["status"] == "ok")
+        """Ask the desk as worker-ctl does, but from here: a process for each look would slow the fleet down."""
+        transport = httpx.HTTPTransport(uds=str(self.state_dir / CONTROL_SOCKET))
+        with suppress(httpx.TransportError), httpx.Client(transport=transport, timeout=ANSWER_TIMEOUT_S) as client:
+            reply = client.get("http://desk/status")
+            return bool(reply.is_success and reply.json()["health"]["status"] == "ok")
+        return False
 
     def ctl(self, *arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(
@@ -184,6 +191,7 @@ def fleet(make_fleet: Callable[..., RunningFleet], durable_redis: RedisServer, f
         MILLHAND_REDIS_URL=durable_redis.url,
         MILLHAND_MODEL_URL=fake.url,
         MILLHAND_MODEL_NAME=fake.model,
+        MILLHAND_MODEL_CONCURRENCY="2",  # so that four events keep two workers busy
         MILLHAND_DELIVERY_LEASE_S="5",
         MILLHAND_FLEET_DRAIN_S="5",
         MILLHAND_JANITOR_EVERY_S="0.5",
