@@ -7,17 +7,18 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
 import psutil
 import pytest
 from tests.rig import RedisServer, eventually
 
-from millhand.config import CONTROL_SOCKET
 from millhand_fleet.ctl.orders import ANSWER_TIMEOUT_S
+from millhand_fleet.state import ENDPOINTS, StateDir
 from scripts.fake_ollama import FakeOllama
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -67,11 +68,17 @@ class RunningFleet:
         eventually(self.is_ready, START_S_MAX, what=f"the fleet is ready; its log: {self.log[-3000:]}")
 
     def is_ready(self) -> bool:
-        """Ask the desk as worker-ctl does, but from here: a process for each look would slow the fleet down."""
-        transport = httpx.HTTPTransport(uds=str(self.state_dir / CONTROL_SOCKET))
-        with suppress(httpx.TransportError), httpx.Client(transport=transport, timeout=ANSWER_TIMEOUT_S) as client:
-            reply = client.get("http://desk/status")
-            return bool(reply.is_success and reply.json()["health"]["status"] == "ok")
+        """Ask the desk from here: a process for each look, as `status` starts one, would slow the fleet down."""
+        desk = StateDir(self.state_dir).read(ENDPOINTS).get("desk_url")
+        if desk is None or self.process is None:
+            return False
+        connection = HTTPConnection(desk.removeprefix("http://"), timeout=ANSWER_TIMEOUT_S)
+        with closing(connection), suppress(OSError, HTTPException):
+            connection.request("GET", "/status")
+            reply = connection.getresponse()
+            status = json.load(reply) if reply.status == HTTPStatus.OK else {"supervisor_pid": None}
+            if status["supervisor_pid"] == self.process.pid:  # another fleet may have the port that this one had before
+                return bool(status["health"]["status"] == "ok")
         return False
 
     def ctl(self, *arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
