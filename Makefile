@@ -7,6 +7,8 @@ UV_VERSION := 0.13.9
 UV := $(BIN)/uv
 SYNCED := $(VENV)/.synced
 SOURCES := worker supervisor scripts tests
+# Most tests wait for processes: two cores carry three at once. What needs the cores for itself is marked `alone`.
+TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lock bench clean
@@ -32,7 +34,7 @@ demo: $(SYNCED) ## Run the whole thing on sample events, with embedded Valkey an
 	@$(BIN)/python scripts/demo.py
 
 test: $(SYNCED) ## Run all tests (starts its own servers)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 
 check: $(SYNCED) ## Format, lint, types and import rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

@@ -1,12 +1,15 @@
 """Fixtures that every shelf may use."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.rig import SERVERS, RedisServer
+from tests.turns import MARK, Turns, is_alone
 
 from millhand.stream import connect
 
@@ -15,11 +18,52 @@ if TYPE_CHECKING:
 
 StartRedis = Callable[[Mapping[str, str]], RedisServer]
 RunServer = Callable[[str], RedisServer]
+TURNS = pytest.StashKey[Turns]()
+FOLDER = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let any test run on any server."""
     parser.addoption("--server", choices=list(SERVERS), help="run all tests on this kind of server alone")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the processes of pytest-xdist a folder in which they arrange their turns; one process needs none."""
+    if hasattr(config, "workerinput"):
+        turns = config.stash[TURNS] = Turns(Path(config.workerinput["turns"]))
+        config.add_cleanup(turns.close)
+    elif config.getoption("numprocesses", None):
+        folder = TemporaryDirectory(prefix="millhand-turns-")
+        config.stash[FOLDER] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process where."""
+    node.workerinput["turns"] = node.config.stash[FOLDER]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all that is marked `alone`, in one go."""
+    for item in items:
+        if is_alone(item):
+            item.add_marker(pytest.mark.xdist_group(MARK))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Wait for the test's turn, before its time is taken; keep it where the next test needs the same."""
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    turns.enter(alone=is_alone(item))
+    try:
+        return (yield)
+    finally:
+        if not (is_alone(item) and is_alone(nextitem)):
+            turns.leave()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

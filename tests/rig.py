@@ -218,12 +218,19 @@ SERVERS: Mapping[str, Callable[[], Path]] = {  # every kind that we support, and
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    for port in random.sample(PORTS, len(PORTS)):
+    """Return a loopback port that nobody listens on, of the share that belongs to this process of the test run."""
+    ports = _share(PORTS)  # between this probe and a server's start, no other process can take it
+    for port in random.sample(ports, len(ports)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             return port
-    raise AssertionError(f"no port of {PORTS} is free")
+    raise AssertionError(f"no port of {ports} is free")
+
+
+def _share(ports: range) -> range:
+    """Return every n-th port, where n processes of pytest-xdist share a run; else all of them."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return ports[number :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 def eventually(condition: Callable[[], T | None], timeout_s: float = 10.0, *, what: str = "") -> T:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,8 @@ import psutil
 import pytest
 from tests.rig import RedisServer, eventually
 
+from millhand_fleet.ctl.orders import ANSWER_TIMEOUT_S
+from millhand_fleet.state import ENDPOINTS, StateDir
 from scripts.fake_ollama import FakeOllama
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -64,8 +68,18 @@ class RunningFleet:
         eventually(self.is_ready, START_S_MAX, what=f"the fleet is ready; its log: {self.log[-3000:]}")
 
     def is_ready(self) -> bool:
-        status = self.status()
-        return bool(status and status["health"]["status"] == "ok")
+        """Ask the desk from here: a process for each look, as `status` starts one, would slow the fleet down."""
+        desk = StateDir(self.state_dir).read(ENDPOINTS).get("desk_url")
+        if desk is None or self.process is None:
+            return False
+        connection = HTTPConnection(desk.removeprefix("http://"), timeout=ANSWER_TIMEOUT_S)
+        with closing(connection), suppress(OSError, HTTPException):
+            connection.request("GET", "/status")
+            reply = connection.getresponse()
+            status = json.load(reply) if reply.status == HTTPStatus.OK else {"supervisor_pid": None}
+            if status["supervisor_pid"] == self.process.pid:  # another fleet may have the port that this one had before
+                return bool(status["health"]["status"] == "ok")
+        return False
 
     def ctl(self, *arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(
@@ -184,6 +198,7 @@ def fleet(make_fleet: Callable[..., RunningFleet], durable_redis: RedisServer, f
         MILLHAND_REDIS_URL=durable_redis.url,
         MILLHAND_MODEL_URL=fake.url,
         MILLHAND_MODEL_NAME=fake.model,
+        MILLHAND_MODEL_CONCURRENCY="2",  # so that four events keep two workers busy
         MILLHAND_DELIVERY_LEASE_S="5",
         MILLHAND_FLEET_DRAIN_S="5",
         MILLHAND_JANITOR_EVERY_S="0.5",

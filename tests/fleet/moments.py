@@ -37,6 +37,7 @@ class WatchedFleet(RunningFleet):
             "MILLHAND_REDIS_URL": redis_url,
             "MILLHAND_MODEL_URL": fake.url,
             "MILLHAND_MODEL_NAME": fake.model,
+            "MILLHAND_MODEL_CONCURRENCY": "2",  # so that four events keep two workers busy
             "MILLHAND_DELIVERY_LEASE_S": "60",
             "MILLHAND_DELIVERY_RETRY_BACKOFF_S": "0",
             "MILLHAND_FLEET_DRAIN_S": "5",

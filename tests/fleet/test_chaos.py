@@ -8,6 +8,8 @@ from tests.fleet.chaos.checker import judge
 from tests.fleet.chaos.mutants import MUTANTS
 from tests.fleet.chaos.soak import FAKETIME, Plan, run
 
+pytestmark = pytest.mark.xdist_group("storms")  # one after the other: two at once are too much for two cores
+
 SEED = 1
 STORM_S = 40.0
 MUTANT_STORM_S = 8.0

@@ -62,6 +62,7 @@ def supervisord(tmp_path: Path) -> Iterator[Supervisord]:
     supervisord.end()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_supervisord_runs_the_fleet_brings_it_back_and_stops_it_whole(supervisord: Supervisord) -> None:
     """F12, under supervisord: kill -9 of our supervisor brings one new fleet, and every event ends once."""

@@ -31,6 +31,8 @@ from millhand_fleet.embedded.line import Line
 from millhand_fleet.embedded.ollama_api import BODY_BYTES_MAX, MODEL_NAME, build_app
 from millhand_fleet.embedded.preflight import EmbeddedUnavailable
 
+pytestmark = pytest.mark.alone  # and so one process loads the model for all of them
+
 CTX_TOKENS = 1024
 WAITING_MAX = 1
 PATIENCE_S = 60.0

@@ -22,6 +22,7 @@ def commands(*, run: bool) -> list[str]:
     return [match["commands"] for match in BLOCK.finditer(README) if (match["comment"] is None) == run]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     if shutil.which("redis-cli") is None:

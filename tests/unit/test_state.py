@@ -32,6 +32,29 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+class Sleeper:
+    """A clock that only sleep moves, and what happens while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        while self.meanwhile:
+            self.meanwhile.pop()()
+
+
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch) -> Sleeper:
+    clock = Sleeper()
+    monkeypatch.setattr("millhand_fleet.state.time", clock)
+    return clock
+
+
 # -- holding -----------------------------------------------------------------------------------------------------------
 
 
@@ -47,17 +70,20 @@ def test_a_directory_that_was_open_to_others_becomes_private(tmp_path: Path) -> 
     release(state)
 
 
+@pytest.mark.usefixtures("sleeper")
 def test_a_second_holder_is_refused_and_told_who_is_first(state: StateDir) -> None:
     with pytest.raises(FleetRunningError, match=rf"process {os.getpid()}, state directory {state.path}"):
         StateDir(state.path).hold()
 
 
+@pytest.mark.usefixtures("sleeper")
 def test_being_refused_does_not_disturb_the_holder(state: StateDir) -> None:
     for _ in range(2):
         with pytest.raises(FleetRunningError, match=f"process {os.getpid()}"):
             StateDir(state.path).hold()
 
 
+@pytest.mark.usefixtures("sleeper")
 def test_the_directory_can_be_held_again_after_its_holder_has_ended(tmp_path: Path) -> None:
     first, second = StateDir(tmp_path), StateDir(tmp_path)
     first.hold()
@@ -221,29 +247,6 @@ def test_two_servers_keep_their_ports_apart(state: StateDir) -> None:
     port = kept_port(state, "valkey", 0)
     kept_port(state, "model", 0)
     assert kept_port(state, "valkey", 0) == port
-
-
-class Sleeper:
-    """A clock that only sleep moves, and what happens while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.meanwhile: list[Callable[[], object]] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        while self.meanwhile:
-            self.meanwhile.pop()()
-
-
-@pytest.fixture
-def sleeper(monkeypatch: pytest.MonkeyPatch) -> Sleeper:
-    clock = Sleeper()
-    monkeypatch.setattr("millhand_fleet.state.time", clock)
-    return clock
 
 
 @pytest.fixture
