@@ -204,7 +204,7 @@ def throttled(seconds: float) -> None:
     with running(latency_s=0.02, model__in_flight_max=16) as bench:
         bench.produce(8000)
         bench.under_way(200)
-        bench.fake.outage(503)
+        bench.fake.outage(503, path="/api/chat")
         began_s = time.monotonic()
         said = ""
         while time.monotonic() < began_s + seconds:

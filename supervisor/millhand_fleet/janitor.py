@@ -234,9 +234,15 @@ class Janitor:
         return sweep
 
     async def _free_permits(self) -> None:
-        """Take the permits of the dead, whose calls have ended with them."""
-        if self._dead:
-            await self._evict(keys=[self._keys.gate, self._keys.permits], args=sorted(self._dead))
+        """Take the permits of the dead, and of whoever on this host is none of the living: their calls have ended."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zrange(self._keys.permits, 0, -1)
+            pipeline.hget(self._keys.gate, "prober")
+            permits, prober = await pipeline.execute()
+        holders = {permit.decode().rpartition("/")[0] for permit in (*permits, prober or b"")}
+        strangers = {name for name in holders if name.startswith(consumer_prefix())} - self._living
+        if gone := holders & self._dead | strangers:
+            await self._evict(keys=[self._keys.gate, self._keys.permits], args=sorted(gone))
 
     async def _pending(self) -> list[Pending]:
         """Return the pending list.

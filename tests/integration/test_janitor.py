@@ -378,6 +378,20 @@ async def test_event_that_only_waited_at_the_gate_is_not_blamed_for_the_death(ra
     assert not janitor._blameless
 
 
+async def test_permits_of_the_dead_are_free_at_once_and_those_of_the_living_stay(race: Race, janitor: Janitor) -> None:
+    """F1: also of an earlier life of this host of which nobody has told."""
+    stranger = f"{consumer_prefix()}7:before"
+    far = 1e15
+    await race.redis.zadd(race.keys.permits, {f"{OLD}/1": far, f"{LIVING}/1": far, f"{stranger}/9": far, "@opened": -1})
+    await race.redis.hset(race.keys.gate, mapping={"prober": f"{OLD}/1", "prober_until": "1e15"})
+    janitor.hear({"died": OLD})
+
+    await janitor.sweep()
+
+    assert set(await race.redis.zrange(race.keys.permits, 0, -1)) == {f"{LIVING}/1".encode(), b"@opened"}
+    assert await race.redis.hgetall(race.keys.gate) == {}
+
+
 # -- what was lost ----------------------------------------------------------------------------------------------------
 
 
