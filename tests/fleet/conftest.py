@@ -76,7 +76,7 @@ class RunningFleet:
         with closing(connection), suppress(OSError, HTTPException):
             connection.request("GET", "/status")
             reply = connection.getresponse()
-            status: Any = json.load(reply) if reply.status == HTTPStatus.OK else {"supervisor_pid": None}
+            status: dict[str, Any] = json.load(reply) if reply.status == HTTPStatus.OK else {"supervisor_pid": None}
             if status["supervisor_pid"] == self.process.pid:  # another fleet may have the port that this one had before
                 return bool(status["health"]["status"] == "ok")
         return False

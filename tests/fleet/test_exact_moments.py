@@ -462,6 +462,7 @@ def test_deleted_events_leave_a_tombstone_if_nobody_has_them_in_hand_and_a_recor
 ) -> None:
     """F38: XDEL of what is pending; the pending list is clean in the end."""
     fleet.start()
+    fleet.until(lambda: streams.readers_wait(2))
     events = streams.add(*(f"event {n} [[fake hold]]" for n in range(4)))
     fake.block_until(lambda: fake.held == 4, 30)
     (dead, lost), (_, kept) = streams.holders().items()

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 import psutil
+import pytest
 from tests.fleet.conftest import BIN, RunningFleet, Streams, gone
 from tests.rig import RedisServer, eventually
 
@@ -22,7 +23,10 @@ def test_killed_workers_lose_no_event_and_double_none(fleet: RunningFleet, strea
     streams.produce(200, "event {n} [[fake delay=0.1]]")
     for done in (20, 60, 100, 140):
         eventually(lambda done=done: len(streams.enriched()) >= done, 30)  # type: ignore[misc]
-        os.kill(fleet.pids()[f"worker-{1 + done // 20 % 2}"], signal.SIGKILL)
+        name = f"worker-{1 + done // 20 % 2}"
+        victim = fleet.pids()[name]
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda name=name, victim=victim: fleet.pids().get(name, victim) != victim, 20)  # type: ignore[misc]
         eventually(fleet.is_ready, 20)
     eventually(lambda: streams.settled_once(200), 60)
     assert not streams.dead()
@@ -30,6 +34,7 @@ def test_killed_workers_lose_no_event_and_double_none(fleet: RunningFleet, strea
     assert len(fleet.told("child.died")) == 4
 
 
+@pytest.mark.alone
 def test_a_killed_workers_events_are_handed_on_within_two_seconds(fleet: RunningFleet, streams: Streams) -> None:
     """Promise 6: the supervisor saw it die."""
     fleet.environment["MILLHAND_DELIVERY_LEASE_S"] = "60"

@@ -287,6 +287,7 @@ def test_a_fleet_makes_progress_in_a_storm(
     ends_well(fleet, streams, EVENTS)
 
 
+@pytest.mark.alone
 def test_a_fleet_resumes_within_seconds_whenever_redis_is_killed(
     fleet: RunningFleet, streams: Streams, durable_redis: RedisServer
 ) -> None:
