@@ -8,16 +8,18 @@ A real fleet on a durable Valkey, and the fake Ollama, which writes down each ca
     python scripts/bench/gate.py throttled     # 503 for 70 s
     python scripts/bench/gate.py outage        # the model dead for 30 s
     python scripts/bench/gate.py limit         # in_flight_max = "auto" on models with 1, 4 and 16 slots
+    python scripts/bench/gate.py cache         # a stream in which every text comes twice
 """
 
 import json
 import os
 import platform
+import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -54,11 +56,15 @@ class Bench(NamedTuple):
     redis: Any
 
     def produce(self, count: int) -> None:
-        """Add events."""
-        for first in range(0, count, BATCH):
+        """Add events, each with a text of its own."""
+        self.produce_texts([f"event {n}" for n in range(count)])
+
+    def produce_texts(self, texts: Sequence[str]) -> None:
+        """Add an event for each text."""
+        for first in range(0, len(texts), BATCH):
             with self.redis.pipeline(transaction=False) as pipeline:
-                for n in range(first, min(first + BATCH, count)):
-                    pipeline.xadd(INPUT, {"data": json.dumps({"n": n, "text": f"event {n}"})})
+                for n, text in enumerate(texts[first : first + BATCH], start=first):
+                    pipeline.xadd(INPUT, {"data": json.dumps({"n": n, "text": text})})
                 pipeline.execute()
 
     def calls(self, since_s: float = 0.0) -> list[Call]:
@@ -273,6 +279,26 @@ def limit(latency_s: float, seconds: float, slots: tuple[int, ...]) -> None:
             f"in the last two thirds the limit was {min(settled)} to {max(settled)}; its steps: {steps}"
         )
         console.print("  fixed: " + ", ".join(f"{at_once}: {per_s:.1f}/s" for at_once, per_s in fixed.items()))
+
+
+@main.command()
+@click.option("--events", default=2000, show_default=True)
+def cache(events: int) -> None:
+    """Let every text come twice, at random places, and count the calls."""
+    texts = [f"event {n // 2}" for n in range(events)]
+    random.Random(1).shuffle(texts)  # noqa: S311 - the same stream each time
+    for ttl_s in (0, 3600):
+        with running(workers=4, latency_s=0.05, slots=16, model__in_flight_max=18, cache__ttl_s=ttl_s) as bench:
+            began_s = time.monotonic()
+            bench.produce_texts(texts)
+            eventually(lambda: bench.redis.xlen(OUTPUT) >= events, PATIENCE_S)
+            seconds = time.monotonic() - began_s
+            counts = {
+                name: int(bench.redis.hget(TOTALS, f"cache_{name}") or 0) for name in ("hits", "joined", "misses")
+            }
+            console.print(
+                f"cache.ttl_s {ttl_s}: {bench.fake.arrived} calls for {events} events in {seconds:.1f} s; {counts}"
+            )
 
 
 def fixed_limits(slots: int) -> list[int]:

@@ -140,7 +140,7 @@ def _show(document: dict[str, Any]) -> None:
     console.print(
         f"redis {escape(redis['server'] or redis['error'] or 'not asked yet')}  durability {redis['durability']}"
     )
-    console.print(f"gate {escape(_gate_text(document['gate']))}", soft_wrap=True)
+    console.print(f"gate {escape(_gate_text(document['gate']))}{_cache_text(streams)}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("process", "state", "pid", "up", "restarts", "last exit", "doing"):
         table.add_column(column)
@@ -155,6 +155,13 @@ def _gate_text(gate: dict[str, Any]) -> str:
     tokens = "" if gate["tokens"] is None else f"  tokens {gate['tokens']:g}"
     permits = f"permits {gate['permits']} of {gate['permits_max']}"
     return f"{gate['state']}  {permits}{tokens}  calls {gate['calls']['ok']} ok, {failed} failed"
+
+
+def _cache_text(streams: dict[str, Any]) -> str:
+    """Say which share of the questions the cache has answered, if it is asked at all."""
+    saved = streams["cache_hits"] + streams["cache_joined"]
+    asked = saved + streams["cache_misses"]
+    return f"  cache {saved / asked:.0%} of {asked}" if asked else ""
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
