@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import StartRedis
 from tests.integration.race import Race
 from tests.rig import config_for, eventually_async
 
@@ -200,6 +201,22 @@ async def test_whoever_only_looks_needs_no_permit(doors: Doors) -> None:
     await soon(busy.places(1))
     assert await soon(starting.is_passable())
     assert len(await doors.permits()) == 1
+
+
+async def test_without_redis_nobody_calls(start_redis: StartRedis) -> None:
+    """And whoever waits goes on as soon as it is back, with what it held."""
+    server = start_redis({"appendonly": "yes", "appendfsync": "always"})
+    client = connect(server.url)
+    doors = Doors(client, server.url)
+    gate = doors.gate(model__rate_per_s=1000.0)
+    assert await soon(gate.admit(gate.permit()))
+    server.kill()
+    waiting = asyncio.create_task(gate.admit(gate.permit()))
+    assert await is_held_back(gate)
+    server.start()
+    assert await soon(waiting)
+    await doors.close()
+    await client.aclose()
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
