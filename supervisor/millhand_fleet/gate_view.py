@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millhand.config import Config
-from millhand.gate import burst_let_through
+from millhand.gate import LIMIT_UNTRIED, burst_let_through
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from millhand.keys import Keys
 
 CALL_ENDS = ("ok", "strike", "late", "busy", "refused")
-LIMIT_UNTRIED = 4  # START of lua/admit.lua: calls at once before any has been measured
 
 
 class GateView(msgspec.Struct, frozen=True):
@@ -79,6 +78,8 @@ def _tokens(fields: dict[str, bytes], now_ms: float, config: Config) -> float | 
     rate_per_s = config.model.rate_per_s
     if math.isinf(rate_per_s):
         return None
+    if "tat" not in fields:
+        return 1.0  # a bucket that is new, or lost
     full_in_s = max(0.0, _number(fields, "tat") / 1000 - now_ms) / 1000
     return round(burst_let_through(config.model) - full_in_s * rate_per_s, 3)
 

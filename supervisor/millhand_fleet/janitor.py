@@ -4,7 +4,7 @@ import asyncio
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +213,7 @@ class Janitor:
     async def sweep(self) -> Sweep:
         """Go once over the whole pending list. Raises RedisError; what was done until then holds."""
         sweep = Sweep()
-        await self._free_permits()
+        await self._keep_up(self._free_permits, sweep, exceptions.ResponseError)
         asked_s, blameless = self._now(), set(self._blameless)
         rows = await self._pending()
         now_s = self._now()
@@ -226,14 +226,23 @@ class Janitor:
             await self._take_all(taken[start : start + PAGE], sweep)
         self._blameless -= blameless - {row.id for row in rows if row.owner in self._dead}
         for upkeep in (self._retire_idle, self._trim_finished):
-            try:
-                await upkeep(sweep)
-            except exceptions.NoPermissionError as error:  # the leases run out all the same
-                self._leave(None, error, sweep)
+            await self._keep_up(upkeep, sweep)
         self._unsettled = len(rows) + await self._waiting()
         return sweep
 
-    async def _free_permits(self) -> None:
+    async def _keep_up(
+        self,
+        upkeep: Callable[[Sweep], Awaitable[None]],
+        sweep: Sweep,
+        refusal: type[exceptions.ResponseError] = exceptions.NoPermissionError,
+    ) -> None:
+        """Do what is due beside the pending list. Where it is refused, the leases run out all the same."""
+        try:
+            await upkeep(sweep)
+        except refusal as error:
+            self._leave(None, error, sweep)
+
+    async def _free_permits(self, _: Sweep) -> None:
         """Take the permits of the dead, and of whoever on this host is none of the living: their calls have ended."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.zrange(self._keys.permits, 0, -1)

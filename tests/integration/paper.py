@@ -8,6 +8,7 @@ from tests.rig import config_for, eventually_async
 
 from millhand.cache import Answers, question_of
 from millhand.config import Config
+from millhand.courier import Courier
 from millhand.keys import Keys
 from millhand.log import logger
 from millhand.model.answer import Answer
@@ -64,7 +65,7 @@ class Mill:
         config = msgspec.structs.replace(self.config, cache=cached)
         client = connect(config.redis.url, connections_max=WALKS + 4)
         self._clients.append(client)
-        return Answers(client, self.keys, config, questions(config), logger())
+        return Answers(Courier(client), self.keys, config, questions(config), logger())
 
     def walk(self, answers: Answers, n: int = 1, text: str = "a fine day", attempts: int = 0) -> "asyncio.Task[Answer]":
         """Take one event to its answer, as a worker does."""

@@ -160,7 +160,7 @@ async def test_server_that_became_a_replica_loses_its_connections(own: tuple[Mil
     mill, _ = own
     answers = mill.process()
     await ended(mill.walk(answers, 1))
-    redis: Redis = answers._redis
+    redis: Redis = answers._courier._redis
     before = await redis.client_id()
     await mill.redis.replicaof("127.0.0.1", "9")
 

@@ -167,6 +167,45 @@ async def _renewed(race: Race, stolen: str) -> bool:
     return all(idle_ms < rows[stolen] for entry_id, idle_ms in rows.items() if entry_id != stolen)
 
 
+LONG = "word " * 700
+
+
+@pytest.mark.parametrize(
+    ("texts", "settings"),
+    [
+        pytest.param([f"{n} {LONG}" for n in range(2)], {}, id="too long to share"),
+        pytest.param(["[[fake status=400]]", "good"], {}, id="refused together"),
+        pytest.param(["the same"] * 3, {"cache__ttl_s": 60.0}, id="equal, and kept"),
+        pytest.param(["the same"] * 2 + [f"{n} {LONG}" for n in range(2)], {"cache__ttl_s": 60.0}, id="all of it"),
+    ],
+)
+async def test_a_party_that_makes_no_call_keeps_no_permit_from_its_guests(
+    race: Race, redis_url: str, fake: FakeOllama, texts: list[str], settings: dict[str, Any]
+) -> None:
+    """With one permit for all of them."""
+    for text in texts:
+        await race.add(text)
+    await race.add_data(b"no JSON")
+    config = config_of(redis_url, fake, **TOGETHER | {"model__num_ctx": 2048} | settings, model__in_flight_max=1)
+    async with working(config):
+        await eventually_async(lambda: _settled(race, len(texts) + 1))
+
+
+async def _settled(race: Race, count: int) -> bool:
+    return len(await race.output()) + len(await race.dead()) == count
+
+
+async def test_many_parties_share_few_permits_and_few_connections(race: Race, redis_url: str, fake: FakeOllama) -> None:
+    for n in range(128):
+        await race.add(f"text {n % 4} {LONG if n % 3 else ''}")
+    settings = {"model__events_per_call": 32, "cache__ttl_s": 60.0, "model__in_flight_max": 2}
+    async with working(config_of(redis_url, fake, **settings)):
+        await race.until_enriched(128)
+    totals = await race.totals()
+    assert totals["cache_hits"] + totals.get("cache_joined", 0) + totals["cache_misses"] == 128
+    assert len(fake.calls) <= 16
+
+
 # -- kept answers -----------------------------------------------------------------------------------------------------
 
 
@@ -252,12 +291,43 @@ async def test_a_text_that_is_to_be_truncated_is_cut_and_marked(race: Race, redi
     assert enriched[entry_id]["meta"]["attempts"] == 1
 
 
+async def test_an_answer_about_a_part_is_not_kept_for_the_whole(race: Race, redis_url: str, fake: FakeOllama) -> None:
+    text = "many words " * 1_200
+    config = config_of(redis_url, fake, enrich__too_long="truncate_text", cache__ttl_s=60.0)
+    async with working(config):
+        for count in (1, 2):
+            await race.add(text)
+            enriched = await race.until_enriched(count)
+    assert all("truncated" in one["meta"] for one in enriched.values())
+
+
 @pytest.fixture
 async def old_ollama() -> AsyncIterator[FakeOllama]:
     """Serve a model that cuts a long prompt without a word, whatever it is told."""
     async with FakeOllama() as fake:
         fake.script({"truncates": True})
         yield fake
+
+
+async def test_a_suspect_that_waits_for_what_is_in_hand_holds_no_permit_that_it_needs(
+    race: Race, redis_url: str, fake: FakeOllama
+) -> None:
+    """F9: what is in hand is turned away once, and calls begin one by one after that."""
+    config = config_of(redis_url, fake, model__in_flight_max=2, delivery__deliveries_max=2)
+    suspect = (await race.delivered()).id
+    await race.steal(suspect, "@parked", count=2)
+    in_hand = await race.add("[[fake hold status=429 retry_after=1 times=1]]")
+    async with working(config):
+        await fake.seen(1)
+        await race.redis.zadd(race.keys.parked, {suspect: 0.0})
+        await eventually_async(lambda: _is_taken(race, suspect))
+        fake.release()
+        enriched = await race.until_enriched(2)
+    assert set(enriched) == {in_hand, suspect}
+
+
+async def _is_taken(race: Race, entry_id: str) -> bool:
+    return (await race.pending_row(entry_id)).owner != "@parked"
 
 
 async def test_an_answer_to_a_prompt_that_was_cut_on_the_way_is_not_taken(

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from tests.conftest import StartRedis
+from tests.fleet.chaos.proxy import FaultProxy
 from tests.integration.race import Race
-from tests.rig import config_for, eventually_async
+from tests.rig import RedisServer, config_for, eventually_async
 
 from millhand.config import Config
 from millhand.courier import Courier
@@ -16,7 +18,7 @@ from millhand.gate import UNUSED, VOID, End, Gate, Permit, end_of
 from millhand.keys import Keys
 from millhand.log import logger
 from millhand.stop import Stop
-from millhand.stream import connect
+from millhand.stream import Script, connect
 from millhand_fleet.gate_view import GateView, look_at_gate
 
 if TYPE_CHECKING:
@@ -156,6 +158,15 @@ async def _is_held(doors: Doors, permit: Permit) -> bool:
     return permit.id in await doors.permits()
 
 
+async def test_a_lone_worker_gets_no_permits_beside_those_that_were_lost(doors: Doors, race: Race) -> None:
+    """F47."""
+    await race.delivered("here:w1:a")
+    gate = doors.gate(model__in_flight_max=2)
+    await soon(gate.places(2))
+    await doors.redis.delete(doors.keys.permits)
+    assert await is_held_back(gate)
+
+
 async def test_a_first_start_waits_for_nobody(doors: Doors, race: Race) -> None:
     await race.add()
     assert not await is_held_back(doors.gate(model__in_flight_max=1))
@@ -219,6 +230,58 @@ async def test_without_redis_nobody_calls(start_redis: StartRedis) -> None:
     await client.aclose()
 
 
+async def test_a_permit_that_was_given_back_lets_nobody_through(doors: Doors) -> None:
+    """However young it is."""
+    first, second = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
+    (permit,) = await soon(first.places(1))
+    assert await soon(first.admit(permit))
+    await first.tell(permit, LOST)
+    await soon(second.places(1))
+    assert await is_held_back(first, permit)
+
+
+class LossyCourier(Courier):
+    """Carries everything there, and loses what comes back when told to."""
+
+    def __init__(self, redis: "Redis") -> None:
+        super().__init__(redis)
+        self.loses = False
+
+    async def send(self, script: Script, keys: list[str], args: list[Any]) -> Any:
+        answer = await super().send(script, keys, args)
+        if self.loses:
+            self.loses = False
+            raise RedisTimeoutError("the reply is lost")
+        return answer
+
+
+async def test_places_whose_answer_was_lost_are_had_by_asking_again(doors: Doors) -> None:
+    """Otherwise they would stand under ids that nobody knows, until they expire."""
+    gate = doors.gate(model__in_flight_max=4)
+    courier = gate._courier = LossyCourier(doors.redis)
+    courier.loses = True
+    with pytest.raises(RedisTimeoutError):
+        await gate.places(4)
+    assert len(await doors.permits()) == 4
+    assert len(await soon(gate.places(3))) == 3
+    await eventually_async(lambda: _are_held(doors, 3))
+
+
+async def _are_held(doors: Doors, count: int) -> bool:
+    return len(await doors.permits()) == count
+
+
+async def test_an_ask_that_was_cancelled_leaves_no_permit_behind(doors: Doors) -> None:
+    gate = doors.gate(model__in_flight_max=4)
+    for ask in (gate.places(4), gate.admit(gate.permit())):
+        asking = asyncio.create_task(ask)
+        await asyncio.sleep(0)  # it has asked, and has no answer yet
+        asking.cancel()
+        await asyncio.wait({asking})
+        await gate.tell(gate.permit(), UNUSED)
+        assert await doors.permits() == set()
+
+
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +341,21 @@ async def test_a_clock_that_was_put_back_freezes_no_token(doors: Doors) -> None:
     assert (await doors.view(model__rate_per_s=10.0, model__burst=10)).tokens is not None
 
 
+async def test_a_slow_way_to_redis_slows_calls_down_and_does_not_end_them(
+    doors: Doors, redis_server: RedisServer
+) -> None:
+    """F25: a round trip that is always long is no delay of this process's own."""
+    async with FaultProxy(redis_server.port) as proxy:
+        client = connect(proxy.redis_url)
+        config = doors.config(model__rate_per_s=100.0, model__burst=5)
+        gate = Gate(Courier(client), config, "here:w1:a", doors.stop, logger())
+        proxy.delaying(0.08)
+        for _ in range(3):
+            assert await soon(gate.admit(gate.permit()))
+        await gate.close()
+        await client.aclose()
+
+
 async def test_nobody_reads_far_ahead_of_the_tokens(doors: Doors) -> None:
     gate = doors.gate(model__rate_per_s=10.0, model__burst=3)
     await soon(gate.admit(gate.permit()))
@@ -311,6 +389,16 @@ async def test_after_a_pause_calls_begin_one_by_one(doors: Doors) -> None:
         gate.give_back(places[1:])
         await gate.tell(places[0], OK)
     assert sizes == [1, 2, 4, 8]
+
+
+async def test_calls_from_before_a_pause_do_not_hasten_the_return(doors: Doors) -> None:
+    gate = doors.gate()
+    refused, *others = await soon(gate.places(9))
+    await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
+    for permit in others:
+        await gate.tell(permit, OK)
+    await doors.pass_time("pause_until")
+    assert len(await soon(gate.places(50))) == 1
 
 
 async def test_pauses_that_nobody_asked_for_grow_and_begin_anew_after_a_success(doors: Doors) -> None:
@@ -394,16 +482,33 @@ async def test_a_missing_model_opens_the_breaker_at_once_and_says_how_to_get_it(
 
 
 async def test_one_probe_at_a_time_finds_the_model_back(doors: Doors, told: list[MutableMapping[str, Any]]) -> None:
-    """F46: half-open."""
+    """F46: half-open. All ask at once; one probes; and then they go one by one."""
     gates = [doors.gate(f"here:w{n}:a", gate__failures_max=3) for n in range(4)]
     await opened(gates[0])
     assert doors.probes == 0
     await doors.pass_time("probe_at")
-    answers = await soon(asyncio.gather(*(gate.admit(gate.permit()) for gate in gates[:1])))
-    assert answers == [True]
+    permits = [gate.permit() for gate in gates]
+    calls = [asyncio.create_task(gate.admit(permit)) for gate, permit in zip(gates, permits, strict=True)]
+    done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1
+    while waiting:
+        for call in done:
+            number = calls.index(call)
+            await gates[number].tell(permits[number], OK)
+        done, waiting = await soon(asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED))
     assert doors.probes == 1
     assert (await doors.view()).state == "closed"
     assert [row["event"] for row in told if row["event"] != "gate.probing"] == ["model.away", "model.back"]
+
+
+async def test_a_prober_that_the_answer_has_not_reached_is_told_again(doors: Doors) -> None:
+    gate = doors.gate(gate__failures_max=3)
+    await opened(gate)
+    await doors.pass_time("probe_at")
+    courier = gate._courier = LossyCourier(doors.redis)
+    courier.loses = True
+    assert await soon(gate.admit(gate.permit()))
+    assert doors.probes == 1
 
 
 async def test_a_probe_that_fails_puts_the_next_one_off_for_ever_longer(doors: Doors) -> None:

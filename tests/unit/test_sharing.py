@@ -29,6 +29,10 @@ class Table:
         self.fails: Exception | None = None
         self.bad: set[str] = set()
         self.cancelled = False
+        self.forgone = 0
+
+    def forgo(self) -> None:
+        self.forgone += 1
 
     async def call(self, guests: list[Guest]) -> list[Share | None]:
         self.calls.append([one.text for one in guests])
@@ -71,7 +75,7 @@ def texts(shares: Iterable[Share | None]) -> list[object]:
 
 @pytest.mark.usefixtures("always_lingering")
 async def test_all_that_came_together_share_one_call_and_each_gets_its_own(table: Table) -> None:
-    party = Party(3, table.call)
+    party = Party(3, table.call, table.forgo)
     shares = await asyncio.gather(*(attend(party, number) for number in range(3)))
     assert table.calls == [["text 0", "text 1", "text 2"]]
     assert texts(shares) == ["text 0", "text 1", "text 2"]
@@ -79,7 +83,7 @@ async def test_all_that_came_together_share_one_call_and_each_gets_its_own(table
 
 @pytest.mark.usefixtures("always_lingering")
 async def test_whoever_leaves_without_taking_the_seat_is_not_waited_for(table: Table) -> None:
-    party = Party(3, table.call)
+    party = Party(3, table.call, table.forgo)
     with attending(party):
         pass
     shares = await asyncio.gather(attend(party, 1), attend(party, 2))
@@ -88,7 +92,7 @@ async def test_whoever_leaves_without_taking_the_seat_is_not_waited_for(table: T
 
 @pytest.mark.usefixtures("never_lingering")
 async def test_nobody_waits_long_for_the_others_and_the_late_ask_alone(table: Table) -> None:
-    party = Party(3, table.call)
+    party = Party(3, table.call, table.forgo)
     table.answers.clear()
     early = [asyncio.create_task(attend(party, number)) for number in (0, 1)]
     await eventually_async(lambda: bool(table.calls))
@@ -100,17 +104,38 @@ async def test_nobody_waits_long_for_the_others_and_the_late_ask_alone(table: Ta
 
 @pytest.mark.usefixtures("always_lingering")
 async def test_one_guest_is_no_party(table: Table) -> None:
-    party = Party(2, table.call)
+    party = Party(2, table.call, table.forgo)
     with attending(party):
         pass
     assert await attend(party, 1) is None
-    assert table.calls == []
+    assert (table.calls, table.forgone) == ([], 1)
+
+
+@pytest.mark.usefixtures("always_lingering")
+async def test_a_party_to_which_nobody_comes_is_forgone(table: Table) -> None:
+    party = Party(2, table.call, table.forgo)
+    for _ in range(2):
+        with attending(party) as seat:
+            assert seat
+            seat.decline()
+    assert (table.calls, table.forgone) == ([], 1)
+
+
+@pytest.mark.usefixtures("always_lingering")
+async def test_whoever_has_declined_asks_alone(table: Table) -> None:
+    party = Party(3, table.call, table.forgo)
+    with attending(party) as seat:
+        assert seat
+        seat.decline()
+        shares = await asyncio.gather(attend(party, 1), attend(party, 2))
+        assert await seat.share(guest(0)) is None
+    assert texts(shares) == ["text 1", "text 2"]
 
 
 @pytest.mark.usefixtures("always_lingering")
 async def test_a_bad_share_is_one_guests_alone(table: Table) -> None:
     table.bad = {"text 1"}
-    party = Party(3, table.call)
+    party = Party(3, table.call, table.forgo)
     shares = await asyncio.gather(*(attend(party, number) for number in range(3)))
     assert texts(shares) == ["text 0", None, "text 2"]
 
@@ -118,14 +143,14 @@ async def test_a_bad_share_is_one_guests_alone(table: Table) -> None:
 @pytest.mark.usefixtures("always_lingering")
 async def test_a_call_that_fails_leaves_all_to_ask_alone(table: Table) -> None:
     table.fails = ModelAway("model_unreachable", "reset")
-    party = Party(2, table.call)
+    party = Party(2, table.call, table.forgo)
     assert texts(await asyncio.gather(attend(party, 0), attend(party, 1))) == [None, None]
 
 
 @pytest.mark.usefixtures("always_lingering")
 async def test_a_guest_that_is_cancelled_leaves_the_call_to_the_others(table: Table) -> None:
     table.answers.clear()
-    party = Party(2, table.call)
+    party = Party(2, table.call, table.forgo)
     guests = [asyncio.create_task(attend(party, number)) for number in range(2)]
     await eventually_async(lambda: bool(table.calls))
     guests[0].cancel()
@@ -137,7 +162,7 @@ async def test_a_guest_that_is_cancelled_leaves_the_call_to_the_others(table: Ta
 @pytest.mark.usefixtures("always_lingering")
 async def test_a_call_for_nobody_any_more_is_ended(table: Table) -> None:
     table.answers.clear()
-    party = Party(2, table.call)
+    party = Party(2, table.call, table.forgo)
     guests = [asyncio.create_task(attend(party, number)) for number in range(2)]
     await eventually_async(lambda: bool(table.calls))
     for one in guests:

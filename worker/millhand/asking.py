@@ -20,7 +20,7 @@ from millhand.tasks.task import Prompt, Questions
 from millhand.verdict import Delivery, Expired, Failed, Interrupted, Outcome
 
 NOT_SHARED = ModelAway("not_shared", "the event is asked about alone")
-LOST_CALLS_MAX = 5  # an event whose call is lost so often may be what brings the model down
+LOST_CALLS_MIN = 5  # while others go through: an event whose call is lost so often is what brings the model down
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -63,7 +63,9 @@ class Asker:
 
     def party(self, size: int, permit: Permit) -> Party:
         """Return a party of so many events that share a call, for which there is this permit."""
-        return Party(size, lambda guests: self._call_together(guests, permit))
+        return Party(
+            size, lambda guests: self._call_together(guests, permit), lambda: self._caller.gate.give_back([permit])
+        )
 
     async def ask(self, delivery: Delivery, text: str, permit: Permit, seat: Seat | None = None) -> Answered | Outcome:
         """Ask about one event until there is an answer, or an outcome without one."""
@@ -74,9 +76,8 @@ class Asker:
         prompt = self._questions.prompt(fitted.text)
         async with AsyncExitStack() as stack:
             with self._caller.waits([delivery]):
-                free_permit = lambda: self._caller.gate.give_back([permit])  # noqa: E731 - nobody waits with a permit
                 turn = await stack.enter_async_context(
-                    self._answers.turn(prompt, delivery, self._caller.digest, free_permit)
+                    self._answers.turn(prompt, delivery, self._caller.digest, lambda: self._let_others_go(permit, seat))
                 )
             if turn.found:
                 answer, results = turn.found
@@ -85,6 +86,12 @@ class Asker:
             if share:
                 return await self._shared(delivery, share, turn)
             return await self._ask_alone(delivery, fitted, permit, turn)
+
+    def _let_others_go(self, permit: Permit, seat: Seat | None) -> None:
+        """Hold nobody up while somebody else asks the same: not who needs the permit, nor the party."""
+        self._caller.gate.give_back([permit])
+        if seat:
+            seat.decline()
 
     # -- alone ------------------------------------------------------------------------------------------------------
 
@@ -99,10 +106,10 @@ class Asker:
                 if failed := self._after(error, inquiry):
                     return failed
                 continue
-            if not inquiry.spent:
+            if not inquiry.spent and inquiry.fitted is fitted:
                 await turn.keep(answer)
             return Answered(results, answer, inquiry.attempt, inquiry.prompt.hash, inquiry.fitted.mark)
-        return Interrupted()
+        return Failed(inquiry.spent[-1]) if inquiry.spent else Interrupted()
 
     async def _call(self, inquiry: Inquiry, permit: Permit) -> tuple[Answer, dict[str, Any]]:
         deliveries = [inquiry.delivery]
@@ -123,7 +130,7 @@ class Asker:
                 return Failed(inquiry.spent[-1])  # it was the repair that did not fit, not the event
             case ModelAway():
                 inquiry.lost += error.lost
-                if inquiry.lost < LOST_CALLS_MAX:
+                if inquiry.lost < max(LOST_CALLS_MIN, 2 * self._config.gate.failures_max):
                     return None
                 detail = f"{inquiry.lost} calls were lost: {error.detail}"
                 return Failed(BadAnswer("model_error", detail), inquiry.spent)
@@ -160,12 +167,15 @@ class Asker:
         nothing: list[Share | None] = [None] * len(guests)
         deliveries = [guest.delivery for guest in guests]
         prompt = self._questions.batch([guest.text for guest in guests])
-        if len(guests) == 1 or not await self._caller.admitted(deliveries, permit):
-            return nothing
         try:
+            if len(guests) == 1 or not await self._caller.admitted(deliveries, permit):
+                return nothing
             answer = await self._caller.make(prompt, 1, permit, deliveries)
+            self._guard.check(Fitted(prompt.user, prompt.system, len(prompt.user)), answer)
         except (ModelAway, BadAnswer, Malformed):
             return nothing
+        finally:
+            self._caller.gate.give_back([permit])
         parsed = self._questions.parse_batch(answer.content, len(guests))
         for results, delivery in zip(parsed, deliveries, strict=True):
             self._caller.tell(None if isinstance(results, dict) else NOT_SHARED, 1, [delivery])

@@ -7,23 +7,23 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from millhand.config import Config, Model
+from millhand.courier import Courier
 from millhand.errors import BadAnswer
 from millhand.keys import Keys
 from millhand.model.answer import Answer
 from millhand.model.retry_after import RETRY_AFTER_MAX_S
-from millhand.stream import RedisError, Script, is_stale
+from millhand.stream import RedisError, Script
 from millhand.tasks.task import Prompt, Questions
 from millhand.verdict import Delivery
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
     from structlog.typing import FilteringBoundLogger
 
 ANSWERS_MAX = 50_000  # kept at once by a fleet: some 16 MB where they are short
@@ -66,9 +66,9 @@ class Answers:
     """
 
     def __init__(
-        self, redis: "Redis", keys: Keys, config: Config, questions: Questions, log: "FilteringBoundLogger"
+        self, courier: Courier, keys: Keys, config: Config, questions: Questions, log: "FilteringBoundLogger"
     ) -> None:
-        self._redis = redis
+        self._courier = courier
         self._keys = keys
         self._model = config.model
         self._questions = questions
@@ -76,10 +76,10 @@ class Answers:
         self._is_on = config.cache.ttl_s > 0
         self._ttl_ms = max(1, round(config.cache.ttl_s * 1000))
         self._wait_s_max = RETRY_AFTER_MAX_S + config.model.timeout_s  # one call after the longest pause of the fleet
-        self._look_up = Script(redis, "look_up_answer")
-        self._keep = Script(redis, "keep_answer")
-        self._stop_asking = Script(redis, "stop_asking")
-        self._renew = Script(redis, "renew_asking")
+        self._look_up = courier.script("look_up_answer")
+        self._keep = courier.script("keep_answer")
+        self._stop_asking = courier.script("stop_asking")
+        self._renew = courier.script("renew_asking")
         self._asking: set[Asked] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._tell_at = 0.0
@@ -166,11 +166,11 @@ class Answers:
 
     # -- Redis ------------------------------------------------------------------------------------------------------
 
-    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def _run(self, script: Script, keys: list[str], args: list[Any]) -> Any:
         """Run a script. None where Redis does not carry it out, in time or at all."""
         try:
             async with asyncio.timeout(COMMAND_S_MAX):
-                return await script(keys, args)
+                return await self._courier.send(script, keys, args)
         except RedisError as error:
             self.errors += 1
             now = time.monotonic()
@@ -178,8 +178,6 @@ class Answers:
             say("cache.not_used", error=str(error) or type(error).__name__)
             if now >= self._tell_at:
                 self._tell_at = now + TELL_EVERY_S
-            if is_stale(error):
-                await self._redis.connection_pool.disconnect()
             return None
 
 

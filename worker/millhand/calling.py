@@ -1,7 +1,8 @@
 """One call to the model: let in by the gate, made, and told to the gate."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from millhand.verdict import Delivery
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+DIGEST_GOOD_S = 60.0  # then it is asked for again: somebody may have pulled new weights under the same name
 
 
 class Caller:
@@ -29,20 +32,26 @@ class Caller:
         self._probe_prompt = probe
         self._log = log
         self._met_after = -1  # how often the model had been away when we last met it
+        self._met_s = -math.inf
         self.digest = ""
         self.waiting: set[str] = set()
         gate.probe = self._probe
 
     async def meet_model(self) -> None:
         """Learn the digest of the model's weights. Raises ModelAway."""
-        absences = self.gate.absences
-        self.digest = await self._model.digest()
-        self._met_after = absences
+        await self._meet(self._model.digest())
 
     async def _probe(self) -> None:
+        await self._meet(self._model.probe(self._probe_prompt))
+
+    async def _meet(self, learning: Awaitable[str]) -> None:
         absences = self.gate.absences
-        self.digest = await self._model.probe(self._probe_prompt)
-        self._met_after = absences
+        self.digest = await learning
+        self._met_after, self._met_s = absences, time.monotonic()
+
+    def _may_have_changed(self) -> bool:
+        """Whether another model may have taken the place of the one that we know."""
+        return self._met_after != self.gate.absences or time.monotonic() > self._met_s + DIGEST_GOOD_S
 
     @contextmanager
     def waits(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
@@ -65,7 +74,7 @@ class Caller:
             self._log.debug("model.asked", id=delivery.id, attempt=attempt)
         started_s = time.monotonic()
         try:
-            if self._met_after != self.gate.absences:
+            if self._may_have_changed():
                 await self.meet_model()
             answer = await self._model.generate(prompt, attempt)
         except Reasoned as error:
@@ -81,12 +90,16 @@ class Caller:
     async def _sorted(self, error: Reasoned, permit: Permit, wall_s: float) -> Reasoned:
         """Tell the gate of a call that failed. In an outage, what may be the event's fault is not held against it."""
         state = await self.gate.tell(permit, end_of(error, wall_s))
+        if state == "closed":
+            return error
         if isinstance(error, BadAnswer) and error.strikes and state == "open":
-            return ModelAway(error.reason, error.detail, lost=True)
+            return ModelAway(error.reason, error.detail)
+        if isinstance(error, ModelAway):
+            error.lost = False  # to an outage, not to this event
         return error
 
     def tell(self, error: Reasoned | None, attempt: int, deliveries: Sequence[Delivery]) -> None:
-        """Log how a call ended for each event: `bad` spends an attempt, `away` none. None: with a valid answer."""
+        """Log how a call ended for each event: `bad` is the event's, `away` is not. None: with a valid answer."""
         spends = len(deliveries) == 1 and not isinstance(error, ModelAway)
         outcome = "ok" if error is None else f"{'bad' if spends else 'away'}: {error.reason}"
         for delivery in deliveries:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 HOLD_EVERY_S = 1.0
-HOLD_GRACE_S = 5.0  # past a call's own deadline
+HOLD_GRACE_S = 15.0  # past a call's own deadline; the model may have to be met before it
+LIMIT_UNTRIED = 4  # of "auto", before any call has been measured
 TOKEN_GOOD_S = 0.05  # after its time; a call that begins later takes another, for it would arrive with those after it
-FRESH_S = 0.5  # a permit so young is admission enough where no token is needed; a pause reaches everybody within 1 s
+FRESH_S = 0.5  # a place so young is admission enough where no token is needed; a pause reaches everybody within 1 s
 POLL_MIN_S = 0.02  # for a permit; one that this worker gives back itself is seen at once
 POLL_MAX_S = 0.25
 PAUSE_FIRST_S = 0.5
@@ -98,7 +99,8 @@ class _Reply(NamedTuple):
 
 
 class _Leaving(NamedTuple):
-    permit: Permit
+    permit_id: str
+    generation: int
     end: End
     state: "asyncio.Future[str]"
 
@@ -120,8 +122,8 @@ class Gate:
         self._burst = burst_let_through(model)
         self._hold_s = model.timeout_s + BLOCK_MS / 1000 + HOLD_GRACE_S
         self._terms = [
-            self._at_once, gate.failures_max, round(gate.throttled_max_s * 1000), round(PAUSE_FIRST_S * 1000),
-            round(gate.probe_every_max_s * 1000),
+            self._at_once, LIMIT_UNTRIED, gate.failures_max, round(gate.throttled_max_s * 1000),
+            round(PAUSE_FIRST_S * 1000), round(gate.probe_every_max_s * 1000),
         ]  # fmt: skip
         self._admit, self._leave, self._hold, self._evict = (
             courier.script(name) for name in ("admit", "leave", "hold", "evict")
@@ -131,6 +133,8 @@ class Gate:
         self._leaving: list[_Leaving] = []
         self._telling: asyncio.Task[None] | None = None
         self._given_back = asyncio.Event()
+        self._places: list[Permit] = []  # asked for, and unknown whether they are held
+        self._round_trip_s = 0.0  # of an admission, as short as it has been lately
         self._queue = 0  # calls of ours that wait, and go before what is not yet read
         self.probe: Callable[[], Awaitable[None]]
         self.away: str | None = None  # what is wrong with the model, for as long as nobody is let through
@@ -153,8 +157,9 @@ class Gate:
         poll_s = POLL_MIN_S
         while not self._stop.requested:
             if not self._queue:
-                permits = [self.permit() for _ in range(wanted)]
+                permits = self._wanted(wanted)
                 reply = await self._ask("places", permits)
+                self._places.clear()
                 if reply.granted:
                     return permits[: reply.granted]
                 if reply.wait_ms:
@@ -162,6 +167,13 @@ class Gate:
                     continue
             poll_s = await self._until_given_back(poll_s)
         return []
+
+    def _wanted(self, count: int) -> list[Permit]:
+        """Return permits to ask for: first those of an earlier ask whose answer was lost, for they may be held."""
+        self._give_up(self._places[count:])
+        self._places = self._places[:count]
+        self._places += [self.permit() for _ in range(count - len(self._places))]
+        return list(self._places)
 
     async def is_passable(self) -> bool:
         """Wait until the gate is not shut. False if a stop comes first. Raises RedisError."""
@@ -189,21 +201,33 @@ class Gate:
                 except RedisError:
                     await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
                     continue
-                if reply.granted or reply.wait_ms:
+                if reply.granted:
+                    if await self._in_time(asked_s, reply):
+                        return not self._stop.requested
+                elif reply.wait_ms:
                     await self._stop.sleep(reply.wait_s)
-                if reply.granted and self._is_in_time(asked_s + reply.wait_ms / 1000):
-                    return not self._stop.requested
-                if not reply.wait_ms and not reply.granted:
+                else:
                     poll_s = await self._until_given_back(poll_s)
         finally:
             self._queue -= 1
         return False
 
-    def _is_in_time(self, due_s: float) -> bool:
-        return not self._interval_us or time.monotonic() < due_s + TOKEN_GOOD_S
+    async def _in_time(self, asked_s: float, reply: "_Reply") -> bool:
+        """Wait for a token's time, from when it was given. False if it has been missed: this process was held up.
+
+        A round trip no longer than the last ones is no delay; one that stays longer is taken for the usual after a few.
+        """
+        if not self._interval_us:
+            return True
+        self._round_trip_s = min(time.monotonic() - asked_s, 2 * self._round_trip_s + TOKEN_GOOD_S / 10)
+        due_s = asked_s + self._round_trip_s + reply.wait_ms / 1000
+        if (wait_s := due_s - time.monotonic()) > 0:
+            await self._stop.sleep(wait_s)
+        return time.monotonic() < due_s + TOKEN_GOOD_S
 
     def _is_fresh(self, permit: Permit) -> bool:
-        return not self._interval_us and self.away is None and time.monotonic() < permit.fresh_until_s
+        is_held = permit.id in self._held and self.away is None
+        return is_held and not self._interval_us and time.monotonic() < permit.fresh_until_s
 
     async def _until_given_back(self, poll_s: float) -> float:
         """Wait until this worker gives a permit back, or for a while; return the next while."""
@@ -217,15 +241,19 @@ class Gate:
     async def _ask(self, how: str, permits: list[Permit]) -> _Reply:
         """Ask to be let in; be the one who finds out whether the model is back, if that is the answer."""
         hold_ms = round(self._hold_s * 1000)
-        ids = [permit.id for permit in permits]
-        args = [self._keys.group, self._consumer, how, self._at_once, self._interval_us, self._burst, hold_ms, hold_ms]
+        args = [self._keys.group, how, self._at_once, LIMIT_UNTRIED, self._interval_us, self._burst, hold_ms]
         keys = [self._keys.gate, self._keys.permits, self._keys.input]
-        reply = _Reply(*await self._courier.send(self._admit, keys, [*args, *ids]))
+        try:
+            answer = await self._courier.send(self._admit, keys, [*args, *(permit.id for permit in permits)])
+        except asyncio.CancelledError:
+            self._give_up(permits)
+            raise
+        reply = _Reply(*answer)
         if reply.why == b"probe":
             await self._find_out(permits[0])
             return reply._replace(wait_ms=1)
         for place, permit in enumerate(permits):
-            self._note(permit, reply, granted=place < reply.granted and how != "look")
+            self._note(permit, reply, how, granted=place < reply.granted and how != "look")
         self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open"} else None)
         return reply
 
@@ -233,13 +261,13 @@ class Gate:
         self.absences += self.away is None and away is not None
         self.away = away
 
-    def _note(self, permit: Permit, reply: _Reply, *, granted: bool) -> None:
+    def _note(self, permit: Permit, reply: _Reply, how: str, *, granted: bool) -> None:
         if not granted:
             self._held.pop(permit.id, None)
             return
         now_s = time.monotonic()
         permit.generation = reply.generation
-        permit.fresh_until_s = now_s + FRESH_S
+        permit.fresh_until_s = now_s + FRESH_S if how == "places" else -math.inf
         self._held[permit.id] = now_s + self._hold_s + reply.wait_ms / 1000
 
     async def _find_out(self, permit: Permit) -> None:
@@ -272,10 +300,16 @@ class Gate:
             if permit.id in self._held:
                 self.leave(permit, UNUSED)
 
+    def _give_up(self, permits: Iterable[Permit]) -> None:
+        """Give permits back of which it is unknown whether they are held, and never use them again."""
+        for permit in permits:
+            self.leave(permit, UNUSED)
+            permit.id = self._next_id()
+
     def _enqueue(self, permit: Permit, end: End) -> "asyncio.Future[str]":
         self._held.pop(permit.id, None)
         state: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._leaving.append(_Leaving(permit, end, state))
+        self._leaving.append(_Leaving(permit.id, permit.generation, end, state))
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell_all())
         return state
@@ -350,4 +384,4 @@ def _told_of(one: _Leaving) -> list[Any]:
     end = one.end
     asked_ms = -1 if end.asked_s is None else round(end.asked_s * 1000)
     times = [round(end.wall_s * 1e6), round(end.queue_s * 1e6)]
-    return [one.permit.id, end.how, *times, one.permit.generation, asked_ms, end.says]
+    return [one.permit_id, end.how, *times, one.generation, asked_ms, end.says]

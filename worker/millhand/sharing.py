@@ -35,12 +35,13 @@ class Party:
     """Events that were read together, and are asked about in one `call` as soon as all have come or declined.
 
     Whoever comes too late, or gets nothing out of it, asks alone: a shared call that comes to nothing spends no attempt
-    of anybody's. One guest is no party.
+    of anybody's. One guest is no party: `forgo` is then called instead, and where none came.
     """
 
-    def __init__(self, size: int, call: Call) -> None:
+    def __init__(self, size: int, call: Call, forgo: Callable[[], None]) -> None:
         self._missing = size
         self._call = call
+        self._forgo = forgo
         self._guests: list[Guest] = []
         self._present = 0
         self._complete = asyncio.Event()
@@ -51,6 +52,8 @@ class Party:
         self._missing -= 1
         if not self._missing:
             self._complete.set()
+            if not self._guests:
+                self._forgo()
 
     async def share(self, guest: Guest) -> Share | None:
         """Take part, and return what this event gets; None where it has to ask alone."""
@@ -81,7 +84,10 @@ class Party:
         return await asyncio.shield(self._calling)
 
     async def _made(self, guests: list[Guest]) -> list[Share | None]:
-        return list(await self._call(guests)) if len(guests) > 1 else []
+        if len(guests) > 1:
+            return await self._call(guests)
+        self._forgo()
+        return []
 
 
 class Seat:
@@ -89,12 +95,20 @@ class Seat:
 
     def __init__(self, party: Party) -> None:
         self._party = party
-        self.taken = False
+        self._is_expected = True
 
     async def share(self, guest: Guest) -> Share | None:
-        """Take part, as `Party.share`."""
-        self.taken = True
+        """Take part, as `Party.share`; None where this event has declined."""
+        if not self._is_expected:
+            return None
+        self._is_expected = False
         return await self._party.share(guest)
+
+    def decline(self) -> None:
+        """Take no part, if that is still to be decided."""
+        if self._is_expected:
+            self._is_expected = False
+            self._party.expect_one_less()
 
 
 @contextmanager
@@ -104,5 +118,5 @@ def attending(party: Party | None) -> Iterator[Seat | None]:
     try:
         yield seat
     finally:
-        if party and seat and not seat.taken:
-            party.expect_one_less()
+        if seat:
+            seat.decline()

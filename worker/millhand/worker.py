@@ -87,6 +87,7 @@ class Worker:
         )
         self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
         self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
+        self._event_id_asks = asyncio.Semaphore(config.model.concurrency)  # each takes a connection
         self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
         courier = Courier(self._redis)
         self._settler = Settler(self._redis, keys, courier)
@@ -95,7 +96,7 @@ class Worker:
         self._gate = Gate(courier, config, consumer, stop, log)
         questions = Questions(chosen_tasks(config))
         self._caller = Caller(self._model, self._gate, questions.prompt(PROBE_TEXT), log)
-        answers = Answers(self._redis, keys, config, questions, log)
+        answers = Answers(courier, keys, config, questions, log)
         self._asker = Asker(config, questions, self._caller, answers, self._stream.age_s)
         self._slots = asyncio.Semaphore(config.model.concurrency)
         self._walks: set[asyncio.Task[None]] = set()
@@ -108,8 +109,9 @@ class Worker:
         """Work until a stop is requested, then drain."""
         self._log.info("worker.started", consumer=self._consumer, pid=os.getpid())
         renewing = asyncio.create_task(self._leases.run())
-        renewing.add_done_callback(self._renewing_ended)
         holding = asyncio.create_task(self._gate.run())
+        for upkeep in (renewing, holding):
+            upkeep.add_done_callback(self._upkeep_ended)
         if await self._open():
             pulse.send({"ready": True})
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
@@ -126,10 +128,10 @@ class Worker:
         await self._close()
         self._log.info("worker.stopped", **self._settled)
 
-    def _renewing_ended(self, renewing: "asyncio.Task[None]") -> None:
-        """Stop if renewing fails: every lease would run out while this worker reads on."""
-        if not renewing.cancelled() and (error := renewing.exception()):
-            self._log.critical("lease.renewing_failed", exc_info=error)
+    def _upkeep_ended(self, upkeep: "asyncio.Task[None]") -> None:
+        """Stop if it fails: leases and permits would run out while this worker reads on."""
+        if not upkeep.cancelled() and (error := upkeep.exception()):
+            self._log.critical("worker.upkeep_failed", exc_info=error)
             self._stop.request()
 
     def stats(self) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class Worker:
                 await self._wait_for_redis(error)
         while not self._stop.requested:
             try:
-                if await self._gate.is_passable() and await self._met_model():
+                if await self._gate.is_passable() and await self._stop.or_result(self._met_model()):
                     return True
             except RedisError as error:
                 await self._wait_for_redis(error)
@@ -183,7 +185,7 @@ class Worker:
     async def _permits(self, count: int) -> list[Permit]:
         """Wait until the model may be asked; return permits for up to so many calls."""
         try:
-            return await self._gate.places(count)
+            return await self._stop.by_deadline(self._gate.places(count)) or []
         except RedisError as error:
             await self._wait_for_redis(error)
             return []
@@ -237,6 +239,7 @@ class Worker:
             self._log.debug("event.delivered", attempts=delivery.attempts, **token)
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
+            self._gate.give_back(permits)  # what is in hand may need it
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
         for call, permit in zip(calls, permits, strict=False):
@@ -311,7 +314,8 @@ class Worker:
         event_id = delivery.fields.get(events.EVENT_ID)
         while self._config.input.dedupe_event_id_s and event_id:
             try:
-                first = await self._event_ids.first_with(event_id, delivery)
+                async with self._event_id_asks:
+                    first = await self._event_ids.first_with(event_id, delivery)
             except RedisError as error:
                 say = self._log.debug if self._redis_refuses else self._log.warning
                 say("event_id.waiting", id=delivery.id, error=str(error))

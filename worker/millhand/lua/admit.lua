@@ -2,10 +2,12 @@
 -- admit: may a call to the model be made? In this order: pause, breaker, permit, token; all by the server's clock.
 --
 -- KEYS   1 gate  2 permits  3 input
--- ARGV   1 group  2 consumer  3 'look': is the gate shut?  'places': how many of these calls could begin soon, asked
---                               before events are read?  'call': this one begins, now or when its token is due
---        4 calls at once, a number or 'auto'  5 us between two tokens, 0 = no rate  6 burst
---        7 ms until a permit expires  8 ms until a probe's lease expires  9... ids of permits, one for each call
+-- ARGV   1 group
+--        2 'look': is the gate shut?  'places': how many of these calls could begin soon, asked before events are read?
+--          'call': this one begins, now or when its token is due
+--        3 calls at once, a number or 'auto'  4 what that is before any call has been measured
+--        5 us between two tokens, 0 = no rate  6 burst  7 ms until a permit expires, and a probe's lease
+--        8... ids of permits, one for each call
 -- answer {granted, wait in ms, why, generation of the limit, ms over which those who wait are to be spread, what is
 --         wrong in words}
 --        granted > 0   the first so many ids hold a permit, except after a 'look'; a 'call' begins after the wait, for
@@ -14,19 +16,20 @@
 --        'probe'       closed, and the holder of the first id is the one to find out whether the model is back
 --
 -- gate   tat: when the bucket will be full again less its burst, in us (GCRA: ATM Forum TM 4.0, 1996, and its use with
---        reservations). queued_until: calls wait for a permit, and go before what is not yet read. pause_until, pause_ms. open, kind, says, probe_at, probe_ms, prober, prober_until. strikes,
---        throttled_since. slow: calls at once while the model is tried again. limit, generation and what leave counts.
+--        reservations). queued_until: calls wait for a permit, and go before what is not yet read. pause_until, pause_ms.
+--        open, kind, says, probe_at, probe_ms, prober, prober_until: the breaker. strikes, throttled_since. slow: calls
+--        at once while the model is tried again. limit, generation, and what leave counts.
 -- permits  id -> when it expires in ms, and `@opened` -> less the time from which new ones may be given out
 --
 -- Whoever is refused gives the permit back, so that those who wait hold nothing that others could use.
--- Where the bucket is lost it begins with one token. Where the permits are lost while others have events in hand, nobody
--- gets a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
+-- Where the bucket is lost it begins with one token. Where the permits are lost while events are in hand, nobody gets
+-- a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
 -- Safe to send again: the same ids hold the same permits, and a token more is spent at worst.
-local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, QUEUED_MS, START = 2500, 500000, 100000, 250, 500, 4
+local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, QUEUED_MS = 2500, 500000, 100000, 250, 500
 local gate, permits, input = KEYS[1], KEYS[2], KEYS[3]
-local group, consumer, how, at_once = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local interval, burst, hold_ms, probe_lease_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local ids = {unpack(ARGV, 9)}
+local group, how, at_once, untried = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local interval, burst, hold_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local ids = {unpack(ARGV, 8)}
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
@@ -40,10 +43,10 @@ local function refuse(wait_ms, why, spread_ms)
   return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, redis.call('HGET', gate, 'says') or ''}
 end
 
-local function others_hold_events()
+local function events_are_in_hand()
   local summary = redis.pcall('XPENDING', input, group)  -- an error where there is no group, and nothing in hand
   for _, row in ipairs(summary[4] or {}) do
-    if row[1] ~= '@parked' and row[1] ~= consumer then
+    if row[1] ~= '@parked' then
       return true
     end
   end
@@ -53,7 +56,7 @@ end
 local opened = redis.call('ZSCORE', permits, '@opened')
 opened = opened and -tonumber(opened)
 if not opened or opened > now + REJOIN_MS then
-  opened = not opened and others_hold_events() and now + REJOIN_MS or 1
+  opened = not opened and events_are_in_hand() and now + REJOIN_MS or 1
   redis.call('ZADD', permits, -opened, '@opened')
 end
 redis.call('ZREMRANGEBYSCORE', permits, 1, now)
@@ -80,23 +83,24 @@ local function take_token()
   end
 end
 
-local limit = at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or START) or tonumber(at_once)
+local limit = at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or untried) or tonumber(at_once)
 local in_use = redis.call('ZCARD', permits) - 1
 
 if redis.call('HEXISTS', gate, 'open') == 1 then
   local prober_left, probe_in = number('prober_until') - now, number('probe_at') - now
-  if prober_left > 0 and prober_left <= probe_lease_ms then
+  local is_prober = redis.call('HGET', gate, 'prober') == ids[1]  -- whom the answer has not reached
+  if prober_left > 0 and prober_left <= hold_ms and not is_prober then
     return refuse(math.min(prober_left, OPEN_POLL_MS), 'open')
   end
-  if probe_in > 0 and probe_in <= number('probe_ms') then
+  if probe_in > 0 and probe_in <= number('probe_ms') and not is_prober then
     return refuse(probe_in, 'open')
   end
-  if token_wait > 0 or in_use >= limit then
+  if not is_prober and (token_wait > 0 or in_use >= limit) then
     return refuse(math.max(token_wait / 1000, OPEN_POLL_MS), 'open')
   end
   take_token()
-  redis.call('HSET', gate, 'prober', ids[1], 'prober_until', now + probe_lease_ms)
-  redis.call('ZADD', permits, now + probe_lease_ms, ids[1])
+  redis.call('HSET', gate, 'prober', ids[1], 'prober_until', now + hold_ms)
+  redis.call('ZADD', permits, now + hold_ms, ids[1])
   return {0, 0, 'probe', number('generation'), 0, redis.call('HGET', gate, 'says') or ''}
 end
 

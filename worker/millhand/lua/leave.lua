@@ -2,9 +2,10 @@
 -- leave: give permits back and say how the calls ended. Opens and closes the breaker, pauses, and finds the limit.
 --
 -- KEYS   1 gate  2 permits
--- ARGV   1 calls at once, a number or 'auto'  2 failures in a row that open the breaker  3 ms of throttling that do
---        4 ms to the first probe, or of a pause where the model names none  5 ms to which both grow
---        6... a call each: id, how it ended, wall time in us, of it in the model's queue in us, generation of the limit
+-- ARGV   1 calls at once, a number or 'auto'  2 what that is before any call has been measured
+--        3 failures in a row that open the breaker  4 ms of throttling that do
+--        5 ms to the first probe, or of a pause where the model names none  6 ms to which both grow
+--        7... a call each: id, how it ended, wall time in us, of it in the model's queue in us, generation of the limit
 --        when it began, ms that the model asks to wait or -1, what is wrong in words
 --        ended: 'ok' answered | 'strike' no connection, lost, 5xx | 'late' no answer in time | 'busy' turned away
 --               'refused' not to be had as configured | 'unused' never made | 'void' ended by us
@@ -15,12 +16,13 @@
 -- the queue measured by the model itself instead of inferred from round trips): one more while less than half a call
 -- waits, as many less as wait too many, three quarters after a refusal or a time-out. Each step is judged by calls that
 -- began after it, and only where the limit was what held calls back.
+-- A call that began before the gate was last shut says nothing of how the model does since: `generation` tells.
 -- Sent again after a lost reply it counts the calls once more: a strike too many is one failed probe's wait.
-local FIELDS, START, AUTO_MAX, QUEUE_LOW, QUEUE_HIGH, BUSY_SHARE, CUT = 7, 4, 1024, 0.5, 1.5, 0.75, 0.75
+local FIELDS, AUTO_MAX, QUEUE_LOW, QUEUE_HIGH, BUSY_SHARE, CUT = 7, 1024, 0.5, 1.5, 0.75, 0.75
 local CALLS_MIN = 8
 local gate, permits = KEYS[1], KEYS[2]
-local at_once, strikes_max, throttled_max_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local first_ms, longest_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local at_once, untried, strikes_max, throttled_max_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local first_ms, longest_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
@@ -31,7 +33,7 @@ local function number(field)
 end
 
 local function limit()
-  return at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or START) or tonumber(at_once)
+  return at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or untried) or tonumber(at_once)
 end
 
 local function is_open()
@@ -47,6 +49,7 @@ local function open(kind, says, asked_ms)
   redis.call('HSET', gate, 'kind', kind, 'says', says, 'probe_ms', probe_ms, 'probe_at', now + probe_ms)
   if not again then
     redis.call('HSET', gate, 'open', now)
+    redis.call('HINCRBY', gate, 'generation', 1)
     came_about, wait_ms = 'open', probe_ms
   end
 end
@@ -79,6 +82,7 @@ local function pause(is_prober, asked_ms, says)
     open('throttled', says, length)
   elseif length > left then
     redis.call('HSET', gate, 'pause_until', now + length, 'pause_ms', length, 'says', says, 'slow', 1)
+    redis.call('HINCRBY', gate, 'generation', 1)
     came_about, wait_ms = 'paused', length
   end
 end
@@ -123,12 +127,13 @@ end
 -- the calls
 
 local function ok(is_prober, wall_us, queue_us, generation)
-  if redis.call('HDEL', gate, 'throttled_since') == 1 and not is_open() then
+  local shut = is_open() or number('pause_until') > now
+  if redis.call('HDEL', gate, 'throttled_since') == 1 and not shut and came_about == '' then
     came_about = 'resumed'
   end
   redis.call('HDEL', gate, 'strikes', 'unasked_ms')
   local slow = number('slow')
-  if slow > 0 then
+  if slow > 0 and not shut and generation == number('generation') then
     if 2 * slow >= limit() then
       redis.call('HDEL', gate, 'slow')
     else
@@ -149,7 +154,7 @@ local function strike(is_prober, says)
   end
 end
 
-for place = 6, #ARGV, FIELDS do
+for place = 7, #ARGV, FIELDS do
   local id, ended, wall_us, queue_us, generation, asked_ms, says = unpack(ARGV, place, place + FIELDS - 1)
   local is_prober = redis.call('HGET', gate, 'prober') == id
   redis.call('ZREM', permits, id)
