@@ -81,6 +81,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Make a folder that has room for a unix socket's path, which `tmp_path` of a parallel run has not."""
+    with TemporaryDirectory(prefix="mh-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def server_kind(pytestconfig: pytest.Config) -> str:
     """Name the kind of server that the test stands on, one of `SERVERS`."""
     return str(pytestconfig.getoption("--server") or next(iter(SERVERS)))

@@ -199,6 +199,7 @@ def fleet(make_fleet: Callable[..., RunningFleet], durable_redis: RedisServer, f
         MILLHAND_MODEL_URL=fake.url,
         MILLHAND_MODEL_NAME=fake.model,
         MILLHAND_MODEL_CONCURRENCY="2",  # so that four events keep two workers busy
+        MILLHAND_MODEL_IN_FLIGHT_MAX="64",  # room for every call
         MILLHAND_DELIVERY_LEASE_S="5",
         MILLHAND_FLEET_DRAIN_S="5",
         MILLHAND_JANITOR_EVERY_S="0.5",

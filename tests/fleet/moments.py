@@ -38,6 +38,7 @@ class WatchedFleet(RunningFleet):
             "MILLHAND_MODEL_URL": fake.url,
             "MILLHAND_MODEL_NAME": fake.model,
             "MILLHAND_MODEL_CONCURRENCY": "2",  # so that four events keep two workers busy
+            "MILLHAND_MODEL_IN_FLIGHT_MAX": "64",  # room for every call
             "MILLHAND_DELIVERY_LEASE_S": "60",
             "MILLHAND_DELIVERY_RETRY_BACKOFF_S": "0",
             "MILLHAND_FLEET_DRAIN_S": "5",

@@ -19,7 +19,7 @@ from scripts.fake_ollama import FakeOllama
 HOUR_S = 3600
 LEASE_S, SWEEP_S, SLOW_S = 2.0, 0.3, 4.0
 SLACK_S = 8.0  # for a machine that has much else to do
-FAILED, SLOW = "failed {} [[fake garbage times=1]]", f"slow {{}} [[fake delay={SLOW_S}]]"
+FAILED, SLOW = "failed {} [[fake length times=1]]", f"slow {{}} [[fake delay={SLOW_S}]]"
 
 MakeClock = Callable[[str], "Clock"]
 

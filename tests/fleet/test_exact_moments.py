@@ -211,7 +211,7 @@ def test_a_zombie_may_finish_what_it_held_and_may_not_say_that_it_failed(
     fake.script({"hold": True})  # whoever comes after the zombie is still at it when the zombie comes back
     fleet.start()
     fleet.until(lambda: streams.readers_wait(2))
-    bad, good = streams.add("bad [[fake hold garbage times=1]]", "good [[fake hold times=1]]")
+    bad, good = streams.add("bad [[fake hold length times=1]]", "good [[fake hold times=1]]")
     fake.block_until(lambda: fake.held == 2)
     zombie, _ = streams.held()[bad]
     assert streams.holders() == {zombie: {bad, good}}

@@ -490,11 +490,11 @@ async def test_client_that_leaves_within_its_request_harms_nobody(served: Served
     assert (await http.post("/api/chat", json=BRIEF)).status_code == 200
 
 
-def test_llama_cpp_listens_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_cpp_listens_to_nobody(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own listener's socket is gone when the engine is ready."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
     engine = Engine(model_path=preflight.model_file(), slots=1, ctx_tokens=256, threads=1)
-    assert list(tmp_path.iterdir()) == []
+    assert list(short_path.iterdir()) == []
     engine.close()
 
 

@@ -24,17 +24,17 @@ def commands(*, run: bool) -> list[str]:
 
 @pytest.mark.alone
 @pytest.mark.timeout(400)
-def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run_in_their_order(short_path: Path) -> None:
     if shutil.which("redis-cli") is None:
         assert old_redis().exists()  # its package puts redis-cli beside the interpreter
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MILLHAND_")}
     script = "set -euxo pipefail\ntrap 'worker-ctl stop || true' EXIT\n" + "\n".join(commands(run=True))
-    log = tmp_path / "output"
+    log = short_path / "output"
     with log.open("wb") as output:
         ended = subprocess.run(
             ["bash", "-c", script],
             cwd=PROJECT,
-            env={**environment, "HOME": str(tmp_path)},
+            env={**environment, "HOME": str(short_path)},
             stdout=output,
             stderr=output,
             timeout=360,

@@ -134,6 +134,7 @@ class Gate:
         self._telling: asyncio.Task[None] | None = None
         self._given_back = asyncio.Event()
         self._places: list[Permit] = []  # asked for, and unknown whether they are held
+        self._idle: list[Permit] = []  # held while events are read for them
         self._round_trip_s = 0.0  # of an admission, as short as it has been lately
         self._queue = 0  # calls of ours that wait, and go before what is not yet read
         self.probe: Callable[[], Awaitable[None]]
@@ -149,10 +150,10 @@ class Gate:
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
-    async def places(self, wanted: int) -> list[Permit]:
-        """Wait until calls may be made, and take up to so many permits. None if a stop comes first.
+    async def places(self, wanted: int) -> int:
+        """Wait until calls may be made; return for how many, up to so many, there are permits. 0 if a stop comes first.
 
-        Raises RedisError.
+        `take` hands the permits out. Raises RedisError.
         """
         poll_s = POLL_MIN_S
         while not self._stop.requested:
@@ -161,12 +162,22 @@ class Gate:
                 reply = await self._ask("places", permits)
                 self._places.clear()
                 if reply.granted:
-                    return permits[: reply.granted]
+                    self._idle = permits[: reply.granted]
+                    return reply.granted
                 if reply.wait_ms:
                     await self._stop.sleep(reply.wait_s)
                     continue
             poll_s = await self._until_given_back(poll_s)
-        return []
+        return 0
+
+    def take(self, calls: int) -> list[Permit]:
+        """Return a permit for each call that events have come for. What is left of the places is given back.
+
+        A call in hand may have taken one of them meanwhile: then the last permits are not held yet.
+        """
+        taken, left, self._idle = self._idle[:calls], self._idle[calls:], []
+        self.give_back(left)
+        return [*taken, *(self.permit() for _ in range(calls - len(taken)))]
 
     def _wanted(self, count: int) -> list[Permit]:
         """Return permits to ask for: first those of an earlier ask whose answer was lost, for they may be held."""
@@ -189,8 +200,10 @@ class Gate:
         if self._is_fresh(permit):
             permit.fresh_until_s = -math.inf
             return not self._stop.requested
-        if permit.id not in self._held:
-            permit.id = self._next_id()  # so that what was left under the old one, if it is late, frees nothing
+        if (
+            permit.id not in self._held
+        ):  # a new id, so that what was left under the old one, if it is late, frees nothing
+            permit.id = self._idle.pop().id if self._idle else self._next_id()
         self._queue += 1
         poll_s = POLL_MIN_S
         try:
@@ -347,9 +360,11 @@ class Gate:
         match came_about:
             case "paused":
                 until_s = time.monotonic() + wait_s
-                self._log.warning("gate.paused", for_s=round(wait_s, 3), until_mono=round(until_s, 6), reason=says)
+                self._log.warning(
+                    "gate.paused", for_s=round(wait_s, 3), until_mono=round(until_s, 6), **_told_why(says)
+                )
             case "open":
-                self._log.error("model.away", reason=says, next_probe_in_s=round(wait_s, 3))
+                self._log.error("model.away", next_probe_in_s=round(wait_s, 3), **_told_why(says))
             case "resumed":
                 self._log.info("gate.resumed")
             case "closed":
@@ -377,6 +392,11 @@ class Gate:
             async with asyncio.timeout(CLOSE_S_MAX):
                 keys = [self._keys.gate, self._keys.permits]
                 await self._courier.send(self._evict, keys, [self._consumer])
+
+
+def _told_why(says: str) -> dict[str, str]:
+    reason, _, detail = says.partition(": ")
+    return {"reason": reason, "detail": detail}
 
 
 def _told_of(one: _Leaving) -> list[Any]:

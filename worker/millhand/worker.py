@@ -117,11 +117,10 @@ class Worker:
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
         while not self._stop.requested:
             free = await self._free_slots()
-            permits = await self._permits(free) if free else []
-            calls = self._calls(await self._next(len(permits))) if permits else []
-            self._gate.give_back(permits[len(calls) :])
-            await self._take_up(calls, permits)
-            self._free(free - min(len(calls), len(permits)))
+            places = await self._places(free) if free else 0
+            calls = self._calls(await self._next(places)) if places else []
+            await self._take_up(calls, self._gate.take(len(calls)))
+            self._free(free - len(calls))
         await self._drain()
         renewing.cancel()
         holding.cancel()
@@ -182,13 +181,13 @@ class Worker:
             free += 1
         return free
 
-    async def _permits(self, count: int) -> list[Permit]:
-        """Wait until the model may be asked; return permits for up to so many calls."""
+    async def _places(self, count: int) -> int:
+        """Wait until the model may be asked; return for how many calls, of so many."""
         try:
-            return await self._stop.by_deadline(self._gate.places(count)) or []
+            return await self._stop.by_deadline(self._gate.places(count)) or 0
         except RedisError as error:
             await self._wait_for_redis(error)
-            return []
+            return 0
 
     def _free(self, count: int) -> None:
         for _ in range(count):
@@ -242,7 +241,7 @@ class Worker:
             self._gate.give_back(permits)  # what is in hand may need it
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
-        for call, permit in zip(calls, permits, strict=False):
+        for call, permit in zip(calls, permits, strict=True):
             self._start(call, permit)
         if suspect:
             await self._in_hand_ended()

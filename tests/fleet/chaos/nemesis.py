@@ -317,13 +317,14 @@ class Nemesis:
             admin.delete(parked)
 
     def lose_gate(self) -> None:
-        """F47: lose the bucket, and who holds which permit, again and again."""
+        """F47: lose the bucket, again and again, and then who holds which permit."""
         keys, lost = self._stage.keys, 0
         with self._fault("lose_gate") as detail, self._admin() as admin:
             for _ in range(GATES_LOST_MIN):
                 _until(lambda: admin.exists(keys.gate) > 0, PATIENCE_S)
-                lost += admin.delete(keys.gate, keys.permits)
+                lost += admin.delete(keys.gate)
                 _wait(LOST_AGAIN_S)
+            lost += admin.delete(keys.permits)
             detail["felt"] = lost
 
     def clock_back(self) -> None:

@@ -21,6 +21,7 @@
 --        at once while the model is tried again. limit, generation, and what leave counts.
 -- permits  id -> when it expires in ms, and `@opened` -> less the time from which new ones may be given out
 --
+-- A reader gets half of the permits that are free, so that one that waits for events leaves some to the others.
 -- Whoever is refused gives the permit back, so that those who wait hold nothing that others could use.
 -- Where the bucket is lost it begins with one token. Where the permits are lost while events are in hand, nobody gets
 -- a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
@@ -124,8 +125,9 @@ if free < 1 then
   return refuse(math.max(0, opened - now), 'permit')
 end
 
-local granted = math.min(math.floor(free), #ids)
+local granted = 1
 if how == 'places' then
+  granted = math.min(math.ceil(math.floor(free) / 2), #ids)
   if interval > 0 then
     granted = math.min(granted, math.floor((now_us + AHEAD_US + tolerance - math.max(tat, now_us)) / interval) + 1)
     if granted < 1 then
