@@ -17,6 +17,7 @@ from scripts.fake_ollama import FakeOllama
 
 TOTALS, GATE, PERMITS = "{events}:totals", "{events}:gate", "{events}:permits"
 MACHINE_S = 0.25  # that a busy machine may be late with what it was let do
+KILLS = 6
 KNOWN_S_MAX = 1.0  # until every worker keeps to a pause
 
 MakeFleet = Callable[..., RunningFleet]
@@ -77,14 +78,14 @@ def test_no_more_calls_than_permits_are_open_through_kills_of_workers_and_of_red
     fake.latency_s = 0.1
     fleet = gated(MODEL_IN_FLIGHT_MAX="4")
     fleet.up()
-    streams.produce(150)
-    for number in range(6):
+    for number in range(KILLS):
+        streams.produce(50)
         wait_for_calls(fake, 8)
         if number % 3 == 1:
             durable_redis.restart()
         else:
             os.kill(list(fleet.pids().values())[number % 4], signal.SIGKILL)
-    eventually(lambda: streams.settled_once(150), 60)
+    eventually(lambda: streams.settled_once(50 * KILLS), 60)
     assert open_peak(list(fake.calls)).calls <= 4
     assert not streams.dead()
 
