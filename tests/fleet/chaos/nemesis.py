@@ -27,6 +27,7 @@ from scripts.fake_ollama import FakeOllama
 FOUND_WITHIN_S = 5.0  # a process to hit: right after a kill there may be none
 POLL_S = 0.02
 GATES_LOST_MIN = 5
+LONGER_THAN_A_DRAIN = "[[fake delay=4 times=1]]"
 LOST_AGAIN_S = 0.2
 FREEZE_PATIENCE_S = 1.5
 TRIES_MAX = 6
@@ -156,9 +157,12 @@ class Nemesis:
             self._order_event("[[block]]")
 
     def scale(self) -> None:
-        """F16: fewer and more, in a row."""
+        """F16: fewer and more, in a row; some events in hand last longer than a drain."""
         with self._fault("scale"):
-            for count in (self._random.randint(1, 3), self._random.randint(1, 5), self._stage.workers):
+            for _ in range(2 * self._stage.workers):
+                self._stage.producer.order(LONGER_THAN_A_DRAIN)
+            _wait(0.5)
+            for count in (1, self._random.randint(1, 5), self._stage.workers):
                 self._stage.order(count)
                 _wait(0.5)
 
