@@ -14,9 +14,10 @@ from tests.rig import RedisServer, config_for, eventually_async
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy
-from millhand.gate import UNUSED, VOID, End, Gate, Permit, end_of
+from millhand.gate import Gate
 from millhand.keys import Keys
 from millhand.log import logger
+from millhand.permit import UNUSED, VOID, End, Permit, end_of
 from millhand.stop import Stop
 from millhand.stream import Script, connect
 from millhand_fleet.gate_view import GateView, look_at_gate

@@ -11,9 +11,9 @@ from millhand.cache import Answers, Turn
 from millhand.calling import Caller
 from millhand.config import Config
 from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned
-from millhand.gate import Permit
 from millhand.model.answer import Answer
 from millhand.model.context import ContextGuard, Fitted, TooLong
+from millhand.permit import Permit
 from millhand.sharing import Guest, Party, Seat, Share
 from millhand.tasks.room import fitting
 from millhand.tasks.task import Prompt, Questions

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from millhand.errors import BadAnswer, ModelAway, Reasoned
-from millhand.gate import VOID, End, Gate, Permit, end_of
+from millhand.gate import Gate
 from millhand.model.answer import Answer
 from millhand.model.ollama import OllamaModel
+from millhand.permit import VOID, End, Permit, end_of
 from millhand.tasks.task import Prompt
 from millhand.verdict import Delivery
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millhand.config import Config, Model
 from millhand.courier import Courier
-from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy, Reasoned
+from millhand.errors import Reasoned
 from millhand.keys import Keys
+from millhand.permit import UNUSED, VOID, End, Permit, end_of
 from millhand.stop import Stop
 from millhand.stream import BLOCK_MS, RedisError
 
@@ -34,46 +35,6 @@ PAUSE_FIRST_S = 0.5
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 CLOSE_S_MAX = 1.0
-
-
-class Permit:
-    """Leave for one call at a time."""
-
-    __slots__ = ("fresh_until_s", "generation", "id")
-
-    def __init__(self, permit_id: str) -> None:
-        self.id = permit_id
-        self.generation = 0
-        self.fresh_until_s = -math.inf
-
-
-class End(NamedTuple):
-    """How a call ended, as lua/leave.lua takes it. Times in seconds."""
-
-    how: str
-    wall_s: float = 0.0
-    queue_s: float = 0.0
-    asked_s: float | None = None
-    says: str = ""
-
-
-UNUSED = End("unused")
-VOID = End("void")
-
-
-def end_of(error: Reasoned, wall_s: float = 0.0) -> End:
-    """Sort a call's error by what it says about the model; "ok" where it says nothing against it."""
-    match error:
-        case ModelBusy():
-            return End("busy", wall_s, asked_s=error.wait_s, says=str(error))
-        case Misconfigured():
-            return End("refused", wall_s, says=str(error))
-        case ModelAway():
-            return End("strike", wall_s, says=str(error))
-        case BadAnswer(strikes=True):
-            return End("late" if error.reason == "timeout" else "strike", wall_s, says=str(error))
-        case _:
-            return End("ok", wall_s)
 
 
 def burst_let_through(model: Model) -> int:
@@ -200,9 +161,7 @@ class Gate:
         if self._is_fresh(permit):
             permit.fresh_until_s = -math.inf
             return not self._stop.requested
-        if (
-            permit.id not in self._held
-        ):  # a new id, so that what was left under the old one, if it is late, frees nothing
+        if permit.id not in self._held:  # and not under its old id, which a late leave would free
             permit.id = self._idle.pop().id if self._idle else self._next_id()
         self._queue += 1
         poll_s = POLL_MIN_S

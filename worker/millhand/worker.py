@@ -15,11 +15,12 @@ from millhand.calling import Caller
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import Malformed, ModelAway
-from millhand.gate import Gate, Permit, end_of
+from millhand.gate import Gate
 from millhand.keys import Keys
 from millhand.lease import Leases
 from millhand.log import logger
 from millhand.model.ollama import OllamaModel
+from millhand.permit import Permit, end_of
 from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.settle import Settled, Settler, settle_surely
