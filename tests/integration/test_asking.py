@@ -10,6 +10,7 @@ from tests.integration.hands import working
 from tests.integration.race import Race
 from tests.rig import config_for, eventually_async
 
+from millhand import gate as gate_module
 from millhand.config import Config
 from scripts.fake_ollama import FakeOllama
 
@@ -263,6 +264,25 @@ async def test_a_repaired_answer_is_not_kept_for_others(race: Race, redis_url: s
         await race.add("[[fake wrong_schema times=1]]")
         await race.until_enriched(2)
     assert len(fake.calls) == 3
+
+
+# -- what brings the model down -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["status=403", "status=502", "drop"])
+async def test_an_event_that_always_shuts_the_gate_is_buried_and_the_others_are_enriched(
+    race: Race, redis_url: str, fake: FakeOllama, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F43, F44: the probe finds the model well each time, and so it was the event."""
+    monkeypatch.setattr(gate_module, "PAUSE_FIRST_S", 0.02)
+    config = config_of(redis_url, fake, gate__failures_max=2, delivery__retries=0)
+    bad = await race.add(f"[[fake {order}]]")
+    async with working(config):
+        good = [await race.add(f"event {n}") for n in range(5)]
+        await race.until_enriched(5)
+        letters = await race.until_buried()
+    assert set(await race.enriched()) == set(good)
+    assert letters[bad]["failure_reason"] == "model_error"
 
 
 # -- what is too long -------------------------------------------------------------------------------------------------

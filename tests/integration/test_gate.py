@@ -264,17 +264,19 @@ class LossyCourier(Courier):
         return answer
 
 
-async def test_places_whose_answer_was_lost_are_had_by_asking_again(doors: Doors) -> None:
-    """Otherwise they would stand under ids that nobody knows, until they expire."""
+@pytest.mark.parametrize("how", ["places", "call"])
+async def test_what_was_granted_in_an_answer_that_was_lost_is_given_back(doors: Doors, how: str) -> None:
+    """Otherwise it would stand under an id that nobody knows, until it expires."""
     gate = doors.gate(model__in_flight_max=4)
     courier = gate._courier = LossyCourier(doors.redis)
     courier.loses = True
-    with pytest.raises(RedisTimeoutError):
-        await gate.places(4)
-    assert len(await doors.permits()) == 2
-    (permit,) = await permits_for(gate, 1)
-    await eventually_async(lambda: _are_held(doors, 1))
-    assert permit.id in await doors.permits()
+    if how == "places":
+        with pytest.raises(RedisTimeoutError):
+            await gate.places(4)
+        await eventually_async(lambda: _are_held(doors, 0))
+    else:
+        assert await soon(gate.admit(gate.permit()))
+        await eventually_async(lambda: _are_held(doors, 1))
 
 
 async def _are_held(doors: Doors, count: int) -> bool:
@@ -391,7 +393,7 @@ async def test_one_refusal_stops_the_whole_fleet_for_as_long_as_it_says(doors: D
     """F42: and what waits holds no permit meanwhile."""
     refused, other = doors.gate(), doors.gate("here:w2:b")
     (permit,) = await permits_for(refused, 1)
-    assert await refused.tell(permit, end_of(ModelBusy("HTTP 429", 30.0))) == "paused"
+    assert await refused.tell(permit, end_of(ModelBusy("HTTP 429", 30.0))) == ("paused", "paused")
     assert await is_held_back(other)
     assert other.away == "model_busy: HTTP 429"
     view = await doors.view()
@@ -459,7 +461,7 @@ async def test_throttling_without_a_success_stops_the_fleet_and_says_since_when(
     gate = doors.gate(gate__throttled_max_s=60.0)
     await gate.tell(gate.permit(), end_of(BUSY))
     await doors.pass_time("throttled_since", "pause_until", ms=61_000)
-    assert await gate.tell(gate.permit(), end_of(BUSY)) == "open"
+    assert await gate.tell(gate.permit(), end_of(BUSY)) == ("open", "open")
     view = await doors.view()
     assert (view.state, view.says) == ("throttled", "model_busy: HTTP 503")
     assert 60 < view.since_s < 70
@@ -471,7 +473,7 @@ async def test_throttling_without_a_success_stops_the_fleet_and_says_since_when(
 
 async def opened(gate: Gate) -> None:
     """Let enough calls fail, one after the other."""
-    states = [await gate.tell(gate.permit(), LOST) for _ in range(3)]
+    states = [(await gate.tell(gate.permit(), LOST)).state for _ in range(3)]
     assert states == ["closed", "closed", "open"]
 
 
@@ -479,7 +481,7 @@ async def test_failures_in_a_row_of_the_whole_fleet_open_the_breaker(doors: Door
     """F46: nobody gets through then, nor reads."""
     gates = [doors.gate(f"here:w{n}:a", gate__failures_max=3) for n in range(3)]
     doors.model_says = LOST_MODEL
-    assert [await gate.tell(gate.permit(), LOST) for gate in gates] == ["closed", "closed", "open"]
+    assert [(await gate.tell(gate.permit(), LOST)).state for gate in gates] == ["closed", "closed", "open"]
     assert await is_held_back(gates[0])
     reading = asyncio.create_task(gates[1].places(5))
     await eventually_async(lambda: gates[1].away)
@@ -493,7 +495,7 @@ LOST_MODEL = ModelAway("model_unreachable", "refused")
 
 async def test_a_success_in_between_keeps_the_breaker_closed(doors: Doors) -> None:
     gate = doors.gate(gate__failures_max=3)
-    states = [await gate.tell(gate.permit(), end) for end in (LOST, LOST, OK, LOST, LOST)]
+    states = [(await gate.tell(gate.permit(), end)).state for end in (LOST, LOST, OK, LOST, LOST)]
     assert states == ["closed"] * 5
 
 
@@ -501,7 +503,7 @@ async def test_a_missing_model_opens_the_breaker_at_once_and_says_how_to_get_it(
     doors: Doors, told: list[MutableMapping[str, Any]]
 ) -> None:
     gate = doors.gate()
-    assert await gate.tell(gate.permit(), end_of(MISSING)) == "open"
+    assert await gate.tell(gate.permit(), end_of(MISSING)) == ("open", "open")
     view = await doors.view()
     assert (view.state, view.says) == ("misconfigured", "model_missing: get it with: ollama pull tiny")
     (alarm,) = [row for row in told if row["event"] == "model.away"]
@@ -529,14 +531,41 @@ async def test_one_probe_at_a_time_finds_the_model_back(doors: Doors, told: list
     assert [row["event"] for row in told if row["event"] != "gate.probing"] == ["model.away", "model.back"]
 
 
-async def test_a_prober_that_the_answer_has_not_reached_is_told_again(doors: Doors) -> None:
+async def test_a_prober_that_the_answer_has_not_reached_makes_way(doors: Doors) -> None:
     gate = doors.gate(gate__failures_max=3)
     await opened(gate)
     await doors.pass_time("probe_at")
     courier = gate._courier = LossyCourier(doors.redis)
     courier.loses = True
-    assert await soon(gate.admit(gate.permit()))
+    with pytest.raises(RedisTimeoutError):
+        await gate.is_passable()
+    assert await soon(gate.is_passable())
     assert doors.probes == 1
+
+
+async def test_calls_from_before_a_pause_neither_pause_nor_open_again(doors: Doors) -> None:
+    """They are as old news as what they tell of."""
+    gate = doors.gate(gate__failures_max=1)
+    refused, late, lost = gate.take(await soon(gate.places(6)))[:3]
+    await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
+    await doors.pass_time("pause_until")
+    for permit, end in ((late, end_of(BUSY)), (lost, LOST)):
+        assert await gate.tell(permit, end) == ("closed", "")
+
+
+async def test_the_end_of_throttling_is_told_by_the_first_success_after_it(
+    doors: Doors, told: list[MutableMapping[str, Any]]
+) -> None:
+    gate = doors.gate()
+    refused, before, *others = gate.take(await soon(gate.places(4)))
+    gate.give_back(others)
+    await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
+    await gate.tell(before, OK)
+    assert (await doors.view()).state == "paused"
+    await doors.pass_time("pause_until")
+    (after,) = await permits_for(gate, 1)
+    await gate.tell(after, OK)
+    assert [row["event"] for row in told] == ["gate.paused", "gate.resumed"]
 
 
 async def test_a_probe_that_fails_puts_the_next_one_off_for_ever_longer(doors: Doors) -> None:
@@ -597,7 +626,7 @@ async def test_a_stop_wakes_whoever_waits_at_the_gate(doors: Doors) -> None:
 async def test_a_call_that_was_ended_by_us_says_nothing_about_the_model(doors: Doors) -> None:
     gate = doors.gate(gate__failures_max=1)
     for end in (VOID, UNUSED, end_of(BadAnswer("invalid_answer", "no JSON"))):
-        assert await gate.tell(gate.permit(), end) == "closed"
+        assert (await gate.tell(gate.permit(), end)).state == "closed"
     assert (await doors.view()).calls["ok"] == 1
 
 

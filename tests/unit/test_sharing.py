@@ -108,7 +108,8 @@ async def test_one_guest_is_no_party(table: Table) -> None:
     with attending(party):
         pass
     assert await attend(party, 1) is None
-    assert (table.calls, table.forgone) == ([], 1)
+    assert not table.calls
+    assert table.forgone
 
 
 @pytest.mark.usefixtures("always_lingering")
@@ -169,3 +170,13 @@ async def test_a_call_for_nobody_any_more_is_ended(table: Table) -> None:
         one.cancel()
     await asyncio.wait(guests)
     await eventually_async(lambda: table.cancelled)
+
+
+@pytest.mark.usefixtures("always_lingering")
+async def test_a_party_whose_only_guest_leaves_is_forgone(table: Table) -> None:
+    party = Party(2, table.call, table.forgo)
+    lingering = asyncio.create_task(attend(party, 0))
+    await asyncio.sleep(0)
+    lingering.cancel()
+    await asyncio.wait({lingering})
+    assert table.forgone == 1

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from millhand.errors import BadAnswer, ModelAway, Reasoned
@@ -50,9 +50,13 @@ class Caller:
         self.digest = await learning
         self._met_after, self._met_s = absences, time.monotonic()
 
-    def _may_have_changed(self) -> bool:
-        """Whether another model may have taken the place of the one that we know."""
-        return self._met_after != self.gate.absences or time.monotonic() > self._met_s + DIGEST_GOOD_S
+    async def _look_again(self) -> None:
+        """Learn the digest again when it is old. Where that fails, the next call tells what is wrong."""
+        now_s = time.monotonic()
+        if now_s > self._met_s + DIGEST_GOOD_S and self.gate.away is None:
+            self._met_s = now_s  # for all others meanwhile
+            with suppress(ModelAway):
+                await self.meet_model()
 
     @contextmanager
     def waits(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
@@ -67,6 +71,7 @@ class Caller:
     async def admitted(self, deliveries: Sequence[Delivery], permit: Permit) -> bool:
         """Wait until a call about these events may begin. False if a stop is requested first."""
         with self.waits(deliveries):
+            await self._look_again()
             return await self.gate.admit(permit)
 
     async def make(self, prompt: Prompt, attempt: int, permit: Permit, deliveries: Sequence[Delivery]) -> Answer:
@@ -75,7 +80,7 @@ class Caller:
             self._log.debug("model.asked", id=delivery.id, attempt=attempt)
         started_s = time.monotonic()
         try:
-            if self._may_have_changed():
+            if self._met_after != self.gate.absences:
                 await self.meet_model()
             answer = await self._model.generate(prompt, attempt)
         except Reasoned as error:
@@ -90,13 +95,12 @@ class Caller:
 
     async def _sorted(self, error: Reasoned, permit: Permit, wall_s: float) -> Reasoned:
         """Tell the gate of a call that failed. In an outage, what may be the event's fault is not held against it."""
-        state = await self.gate.tell(permit, end_of(error, wall_s))
-        if state == "closed":
-            return error
-        if isinstance(error, BadAnswer) and error.strikes and state == "open":
-            return ModelAway(error.reason, error.detail)
-        if isinstance(error, ModelAway):
-            error.lost = False  # to an outage, not to this event
+        standing = await self.gate.tell(permit, end_of(error, wall_s))
+        shuts_it_itself = standing.came_about == "open"  # as an event may that the model cannot bear
+        if isinstance(error, BadAnswer) and error.strikes and standing.state == "open":
+            return ModelAway(error.reason, error.detail, lost=shuts_it_itself)
+        if isinstance(error, ModelAway) and standing.state != "closed":
+            error.lost = error.lost and shuts_it_itself
         return error
 
     def tell(self, error: Reasoned | None, attempt: int, deliveries: Sequence[Delivery]) -> None:

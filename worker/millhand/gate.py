@@ -35,6 +35,7 @@ PAUSE_FIRST_S = 0.5
 REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 CLOSE_S_MAX = 1.0
+LEAVES_MAX = 100  # told in one call
 
 
 def burst_let_through(model: Model) -> int:
@@ -59,11 +60,18 @@ class _Reply(NamedTuple):
         return (self.wait_ms + random.random() * self.spread_ms) / 1000  # noqa: S311 - jitter, no secret
 
 
+class Standing(NamedTuple):
+    """How the gate stands: closed as a circuit is, paused, or open; and what of that has just come about."""
+
+    state: str
+    came_about: str
+
+
 class _Leaving(NamedTuple):
     permit_id: str
     generation: int
     end: End
-    state: "asyncio.Future[str]"
+    told: "asyncio.Future[Standing]"
 
 
 class Gate:
@@ -94,9 +102,10 @@ class Gate:
         self._leaving: list[_Leaving] = []
         self._telling: asyncio.Task[None] | None = None
         self._given_back = asyncio.Event()
-        self._places: list[Permit] = []  # asked for, and unknown whether they are held
         self._idle: list[Permit] = []  # held while events are read for them
-        self._round_trip_s = 0.0  # of an admission, as short as it has been lately
+        self._round_trip_s = 0.0  # of an admission, as short as it has been lately …
+        self._grown_s = -math.inf  # … and when that was last found to be longer
+        self._generation = 0  # of the limit, as last heard
         self._queue = 0  # calls of ours that wait, and go before what is not yet read
         self.probe: Callable[[], Awaitable[None]]
         self.away: str | None = None  # what is wrong with the model, for as long as nobody is let through
@@ -104,7 +113,7 @@ class Gate:
 
     def permit(self) -> Permit:
         """Return a permit that is not held yet: `admit` gets it."""
-        return Permit(self._next_id())
+        return Permit(self._next_id(), self._generation)
 
     def _next_id(self) -> str:
         return f"{self._consumer}/{next(self._numbers)}"
@@ -119,9 +128,8 @@ class Gate:
         poll_s = POLL_MIN_S
         while not self._stop.requested:
             if not self._queue:
-                permits = self._wanted(wanted)
+                permits = [self.permit() for _ in range(wanted)]
                 reply = await self._ask("places", permits)
-                self._places.clear()
                 if reply.granted:
                     self._idle = permits[: reply.granted]
                     return reply.granted
@@ -139,13 +147,6 @@ class Gate:
         taken, left, self._idle = self._idle[:calls], self._idle[calls:], []
         self.give_back(left)
         return [*taken, *(self.permit() for _ in range(calls - len(taken)))]
-
-    def _wanted(self, count: int) -> list[Permit]:
-        """Return permits to ask for: first those of an earlier ask whose answer was lost, for they may be held."""
-        self._give_up(self._places[count:])
-        self._places = self._places[:count]
-        self._places += [self.permit() for _ in range(count - len(self._places))]
-        return list(self._places)
 
     async def is_passable(self) -> bool:
         """Wait until the gate is not shut. False if a stop comes first. Raises RedisError."""
@@ -191,7 +192,12 @@ class Gate:
         """
         if not self._interval_us:
             return True
-        self._round_trip_s = min(time.monotonic() - asked_s, 2 * self._round_trip_s + TOKEN_GOOD_S / 10)
+        now_s = time.monotonic()
+        if now_s - asked_s <= self._round_trip_s:
+            self._round_trip_s = now_s - asked_s
+        elif asked_s > self._grown_s:  # once a round trip, however many calls were in it
+            self._round_trip_s = min(now_s - asked_s, 2 * self._round_trip_s + TOKEN_GOOD_S / 10)
+            self._grown_s = now_s
         due_s = asked_s + self._round_trip_s + reply.wait_ms / 1000
         if (wait_s := due_s - time.monotonic()) > 0:
             await self._stop.sleep(wait_s)
@@ -215,12 +221,15 @@ class Gate:
         hold_ms = round(self._hold_s * 1000)
         args = [self._keys.group, how, self._at_once, LIMIT_UNTRIED, self._interval_us, self._burst, hold_ms]
         keys = [self._keys.gate, self._keys.permits, self._keys.input]
+        for permit in permits:
+            self._held.pop(permit.id, None)  # until the answer is here: `run` must not tell of what is being refused
         try:
             answer = await self._courier.send(self._admit, keys, [*args, *(permit.id for permit in permits)])
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, *RedisError):
             self._give_up(permits)
             raise
         reply = _Reply(*answer)
+        self._generation = reply.generation
         if reply.why == b"probe":
             await self._find_out(permits[0])
             return reply._replace(wait_ms=1)
@@ -262,9 +271,9 @@ class Gate:
         """Give a permit back and tell how its call ended, without waiting for the answer."""
         self._enqueue(permit, end)
 
-    async def tell(self, permit: Permit, end: End) -> str:
-        """Do as `leave`, and return how the gate stands then: closed as a circuit is, paused, or open."""
-        return await self._stop.by_deadline(self._enqueue(permit, end)) or "closed"
+    async def tell(self, permit: Permit, end: End) -> Standing:
+        """Do as `leave`, and return how the gate stands then, and whether that has just come about."""
+        return await self._stop.by_deadline(self._enqueue(permit, end)) or Standing("closed", "")
 
     def give_back(self, permits: Iterable[Permit]) -> None:
         """Give those permits back that are still held, for which there was no call."""
@@ -278,13 +287,13 @@ class Gate:
             self.leave(permit, UNUSED)
             permit.id = self._next_id()
 
-    def _enqueue(self, permit: Permit, end: End) -> "asyncio.Future[str]":
+    def _enqueue(self, permit: Permit, end: End) -> "asyncio.Future[Standing]":
         self._held.pop(permit.id, None)
-        state: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._leaving.append(_Leaving(permit.id, permit.generation, end, state))
+        told: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
+        self._leaving.append(_Leaving(permit.id, permit.generation, end, told))
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell_all())
-        return state
+        return told
 
     async def _told(self) -> None:
         """Wait until all that was left has been told."""
@@ -294,9 +303,9 @@ class Gate:
     async def _tell_all(self) -> None:
         """Tell what has been left until nothing is; again and again while Redis does not answer."""
         while self._leaving:
-            leaving, self._leaving = self._leaving, []
+            leaving, self._leaving = self._leaving[:LEAVES_MAX], self._leaving[LEAVES_MAX:]
             try:
-                state, came_about, wait_ms = await self._courier.send(
+                state, came_about, wait_ms, self._generation = await self._courier.send(
                     self._leave,
                     [self._keys.gate, self._keys.permits],
                     [*self._terms, *(part for one in leaving for part in _told_of(one))],
@@ -307,16 +316,17 @@ class Gate:
                 continue
             self._given_back.set()
             says = next((one.end.says for one in leaving if one.end.says), "")
-            self._tell_of(state.decode(), came_about.decode(), wait_ms / 1000, says)
+            standing = Standing(state.decode(), came_about.decode())
+            self._tell_of(standing, wait_ms / 1000, says)
             for one in leaving:
-                if not one.state.done():
-                    one.state.set_result(state.decode())
+                if not one.told.done():
+                    one.told.set_result(standing)
 
-    def _tell_of(self, state: str, came_about: str, wait_s: float, says: str) -> None:
+    def _tell_of(self, standing: Standing, wait_s: float, says: str) -> None:
         """Tell what this worker's calls have brought about for the whole fleet."""
-        if state != "closed" and says:
+        if standing.state != "closed" and says:
             self._see(says)
-        match came_about:
+        match standing.came_about:
             case "paused":
                 until_s = time.monotonic() + wait_s
                 self._log.warning(

@@ -11,9 +11,9 @@ class Permit:
 
     __slots__ = ("fresh_until_s", "generation", "id")
 
-    def __init__(self, permit_id: str) -> None:
+    def __init__(self, permit_id: str, generation: int = 0) -> None:
         self.id = permit_id
-        self.generation = 0
+        self.generation = generation
         self.fresh_until_s = -math.inf
 
 

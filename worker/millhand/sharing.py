@@ -73,8 +73,10 @@ class Party:
             return None
         finally:
             self._present -= 1
-            if not self._present and self._calling is not None:
-                self._calling.cancel()  # for nobody any more; does nothing where it has ended
+            if not self._present:
+                self._forgo()  # does nothing where the permit is spent
+                if self._calling is not None:
+                    self._calling.cancel()  # for nobody any more; does nothing where it has ended
 
     async def _shares(self) -> list[Share | None]:
         """Return what the guests get; the first to ask for that has the call made."""

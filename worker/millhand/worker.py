@@ -88,7 +88,7 @@ class Worker:
         )
         self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
         self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
-        self._event_id_asks = asyncio.Semaphore(config.model.concurrency)  # each takes a connection
+        self._event_id_asks = asyncio.Lock()  # one after the other: of two that come together, the first is the first
         self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
         courier = Courier(self._redis)
         self._settler = Settler(self._redis, keys, courier)
@@ -302,14 +302,14 @@ class Worker:
                 event = events.decode(delivery.fields, self._config.enrich)
             except Malformed as error:
                 return Failed(error)
-            if first := await self._repeated(delivery):
+            if first := await self._repeated(delivery, permit):
                 return Repeated(first)
             asked = await self._asker.ask(delivery, event.text, permit, seat)
         if isinstance(asked, Answered):
             return self._enriched(delivery, event, asked, time.monotonic() - started_s)
         return asked
 
-    async def _repeated(self, delivery: Delivery) -> str | None:
+    async def _repeated(self, delivery: Delivery, permit: Permit) -> str | None:
         """Return the entry whose event_id this one repeats; None where it has its own, or where that is not asked."""
         event_id = delivery.fields.get(events.EVENT_ID)
         while self._config.input.dedupe_event_id_s and event_id:
@@ -320,6 +320,7 @@ class Worker:
                 say = self._log.debug if self._redis_refuses else self._log.warning
                 say("event_id.waiting", id=delivery.id, error=str(error))
                 self._redis_refuses = str(error)
+                self._gate.give_back([permit])  # others may go on
                 if is_stale(error):
                     await self._redis.connection_pool.disconnect()
                 await asyncio.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter

@@ -10,13 +10,13 @@
 --        ended: 'ok' answered | 'strike' no connection, lost, 5xx | 'late' no answer in time | 'busy' turned away
 --               'refused' not to be had as configured | 'unused' never made | 'void' ended by us
 -- answer {'closed', 'paused' or 'open' now, what of that has just come about or '', ms until the end of the pause or the
---         first probe}
+--         first probe, generation}
 --
 -- The limit follows the number of calls that wait inside the model (L. S. Brakmo, L. L. Peterson, "TCP Vegas", 1995, with
 -- the queue measured by the model itself instead of inferred from round trips): one more while less than half a call
 -- waits, as many less as wait too many, three quarters after a refusal or a time-out. Each step is judged by calls that
 -- began after it, and only where the limit was what held calls back.
--- A call that began before the gate was last shut says nothing of how the model does since: `generation` tells.
+-- A call that began before the gate was last shut says nothing of how the model does since: `generation` and `shut` tell.
 -- Sent again after a lost reply it counts the calls once more: a strike too many is one failed probe's wait.
 local FIELDS, AUTO_MAX, QUEUE_LOW, QUEUE_HIGH, BUSY_SHARE, CUT = 7, 1024, 0.5, 1.5, 0.75, 0.75
 local CALLS_MIN = 8
@@ -42,14 +42,18 @@ end
 
 -- the breaker
 
+local function begin_measuring()
+  redis.call('HSET', gate, 'counted', 0, 'wall_us', 0, 'queue_us', 0, 'since_us', now_us)
+  return redis.call('HINCRBY', gate, 'generation', 1)
+end
+
 local function open(kind, says, asked_ms)
   local again = is_open()
   local probe_ms = again and math.min(2 * number('probe_ms'), longest_ms) or first_ms
   probe_ms = math.max(probe_ms, asked_ms)
   redis.call('HSET', gate, 'kind', kind, 'says', says, 'probe_ms', probe_ms, 'probe_at', now + probe_ms)
   if not again then
-    redis.call('HSET', gate, 'open', now)
-    redis.call('HINCRBY', gate, 'generation', 1)
+    redis.call('HSET', gate, 'open', now, 'shut', begin_measuring())
     came_about, wait_ms = 'open', probe_ms
   end
 end
@@ -81,8 +85,8 @@ local function pause(is_prober, asked_ms, says)
   if is_prober or now - since >= throttled_max_ms then
     open('throttled', says, length)
   elseif length > left then
-    redis.call('HSET', gate, 'pause_until', now + length, 'pause_ms', length, 'says', says, 'slow', 1)
-    redis.call('HINCRBY', gate, 'generation', 1)
+    redis.call('HSET', gate, 'pause_until', now + length, 'pause_ms', length, 'says', says, 'slow', 1,
+      'shut', begin_measuring())
     came_about, wait_ms = 'paused', length
   end
 end
@@ -90,9 +94,8 @@ end
 -- the limit
 
 local function set_limit(value, doubling)
-  redis.call('HSET', gate, 'limit', math.max(1, math.min(value, AUTO_MAX)), 'doubling', doubling,
-    'counted', 0, 'wall_us', 0, 'queue_us', 0, 'since_us', now_us)
-  redis.call('HINCRBY', gate, 'generation', 1)
+  redis.call('HSET', gate, 'limit', math.max(1, math.min(value, AUTO_MAX)), 'doubling', doubling)
+  begin_measuring()
 end
 
 local function cut(generation)
@@ -128,10 +131,13 @@ end
 
 local function ok(is_prober, wall_us, queue_us, generation)
   local shut = is_open() or number('pause_until') > now
-  if redis.call('HDEL', gate, 'throttled_since') == 1 and not shut and came_about == '' then
-    came_about = 'resumed'
+  redis.call('HDEL', gate, 'strikes')
+  if not shut then
+    if redis.call('HDEL', gate, 'throttled_since') == 1 and came_about == '' then
+      came_about = 'resumed'
+    end
+    redis.call('HDEL', gate, 'unasked_ms')
   end
-  redis.call('HDEL', gate, 'strikes', 'unasked_ms')
   local slow = number('slow')
   if slow > 0 and not shut and generation == number('generation') then
     if 2 * slow >= limit() then
@@ -142,6 +148,7 @@ local function ok(is_prober, wall_us, queue_us, generation)
   end
   if is_prober then
     close()
+    redis.call('HDEL', gate, 'throttled_since', 'unasked_ms')
   else
     measure(wall_us, queue_us, generation)
   end
@@ -164,14 +171,15 @@ for place = 7, #ARGV, FIELDS do
   if ended ~= 'unused' and ended ~= 'void' then
     redis.call('HINCRBY', gate, 'calls:' .. ended, 1)
   end
+  local is_stale = not is_prober and tonumber(generation) < number('shut')
   if ended == 'ok' then
     ok(is_prober, wall_us, queue_us, tonumber(generation))
-  elseif ended == 'strike' then
+  elseif ended == 'strike' and not is_stale then
     strike(is_prober, says)
-  elseif ended == 'late' then
+  elseif ended == 'late' and not is_stale then
     cut(tonumber(generation))
     strike(is_prober, says)
-  elseif ended == 'busy' then
+  elseif ended == 'busy' and not is_stale then
     cut(tonumber(generation))
     pause(is_prober, tonumber(asked_ms), says)
   elseif ended == 'refused' and (is_prober or not is_open()) then
@@ -179,4 +187,4 @@ for place = 7, #ARGV, FIELDS do
   end
 end
 local state = is_open() and 'open' or number('pause_until') > now and 'paused' or 'closed'
-return {state, came_about, wait_ms}
+return {state, came_about, wait_ms, number('generation')}
