@@ -169,7 +169,7 @@ def _nothing() -> None:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "m1": Mutant("XADD and XACK as two commands", ("swallow", "kill_worker"), _add_then_acknowledge, (2,)),
+    "m1": Mutant("XADD and XACK as two commands", ("swallow_acknowledge",), _add_then_acknowledge, (2,)),
     "m2": Mutant("XACK before XADD", ("revoke_permission",), _acknowledge_first, (1,)),
     "m3": Mutant(
         "clients that repeat commands, the producer's too",

@@ -180,6 +180,10 @@ class Nemesis:
         """F5: entries are delivered in a reply that nobody gets."""
         self._swallow([b"XREADGROUP"])
 
+    def swallow_acknowledge(self) -> None:
+        """F4: who acknowledges by a command of its own does not hear that it has; no script of ours is that."""
+        self._swallow([b"XACK"])
+
     def swallow_produce(self) -> None:
         """Leave the producer without knowing whether its event was added."""
         self._swallow([b"XADD"])
