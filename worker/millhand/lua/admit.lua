@@ -25,7 +25,8 @@
 -- Whoever is refused gives the permit back, so that those who wait hold nothing that others could use.
 -- Where the bucket is lost it begins with one token. Where the permits are lost while events are in hand, nobody gets
 -- a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
--- Safe to send again: the same ids hold the same permits, and a token more is spent at worst.
+-- Not sent again as it was: whoever gets no answer gives these ids back, in a leave, and asks with new ones. A token may
+-- be spent for nothing.
 local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, QUEUED_MS = 2500, 500000, 100000, 250, 500
 local gate, permits, input = KEYS[1], KEYS[2], KEYS[3]
 local group, how, at_once, untried = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -89,14 +90,13 @@ local in_use = redis.call('ZCARD', permits) - 1
 
 if redis.call('HEXISTS', gate, 'open') == 1 then
   local prober_left, probe_in = number('prober_until') - now, number('probe_at') - now
-  local is_prober = redis.call('HGET', gate, 'prober') == ids[1]  -- whom the answer has not reached
-  if prober_left > 0 and prober_left <= hold_ms and not is_prober then
+  if prober_left > 0 and prober_left <= hold_ms then
     return refuse(math.min(prober_left, OPEN_POLL_MS), 'open')
   end
-  if probe_in > 0 and probe_in <= number('probe_ms') and not is_prober then
+  if probe_in > 0 and probe_in <= number('probe_ms') then
     return refuse(probe_in, 'open')
   end
-  if not is_prober and (token_wait > 0 or in_use >= limit) then
+  if token_wait > 0 or in_use >= limit then
     return refuse(math.max(token_wait / 1000, OPEN_POLL_MS), 'open')
   end
   take_token()
