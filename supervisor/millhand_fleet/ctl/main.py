@@ -20,6 +20,7 @@ COMMANDS = {
     "produce": "millhand_fleet.ctl.produce:produce",
     "dead": "millhand_fleet.ctl.dead:dead",
     "compare": "millhand_fleet.ctl.compare:compare",
+    "doctor": "millhand_fleet.ctl.doctor:doctor",
     "config": "millhand_fleet.ctl.config:config",
 }
 
