@@ -24,7 +24,7 @@ def stop_wait(facts: SupervisionFacts) -> Iterator[Finding]:
         text += f", a stop may take {facts.stop_s:g} s"
         if program.stop_wait_s < facts.stop_s:
             more = f"set {setting} to {facts.stop_s:.0f} or more, or lower fleet.drain_s"
-            yield error("stop", f"{text}: events in hand are killed and done again", more)
+            yield warning("stop", f"{text}: events in hand are killed and done again", more)
         else:
             yield ok("stop", text)
 
