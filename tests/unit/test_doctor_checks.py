@@ -18,6 +18,7 @@ from millhand_fleet.doctor import (
     judge_supervision,
 )
 from millhand_fleet.doctor.facts import (
+    STILL_LOADING,
     Consumer,
     Facts,
     FileFacts,
@@ -199,7 +200,7 @@ TABLE = [
     Row(R, {"info": {"redis_version": "7.2.4"}}, NOTE, "known flaw", "CVE-2025-49844", "upgrade to 7.2.11"),
     Row(R, {"info": {"valkey_version": "8.1.3"}}, NOTE, "known flaw", "CVE-2025-49844", "upgrade to 8.1.4"),
     Row(R, {"info": {"valkey_version": "9.1.0"}}, NOTE, "known flaw", "CVE-2026-56684", "upgrade to 9.1.1"),
-    Row(R, {"info": {"loading": 1}}, WARNING, "loading", "still loads", "wait"),
+    Row(R, {"error": STILL_LOADING}, WARNING, "answers", "still loads", "wait"),
     Row(R, {"info": {"aof_enabled": 0}}, ERROR, "durability", "none", "appendonly yes"),
     Row(R, {"settings": {"appendfsync": "everysec"}}, WARNING, "durability", "weak", "appendfsync always"),
     Row(R, {"settings": {"appendfsync": "no"}}, WARNING, "durability", "half a minute", "appendfsync always"),
@@ -290,6 +291,8 @@ TABLE = [
     Row(F, {"status": {"children": [{"name": "w", "restarts": 2}]}}, NOTE, "restarts", "w 2", "child.died"),
     Row(D, {"state_mode": None}, NOTE, "state directory", "not there yet", ""),
     Row(D, {"state_uid": 0}, ERROR, "state directory", "belongs to uid 0", "as the user that runs"),
+    Row(D, {"uid": 0}, WARNING, "state directory", "you are 0", "as the user that runs"),
+    Row(D, {"uid": 0}, WARNING, "socket", "you are 0", "as its owner"),
     Row(D, {"state_mode": 0o755}, WARNING, "state directory", "mode 0755", "chmod 700 /var/lib/millhand"),
     Row(D, {"socket_uid": 0}, ERROR, "socket", "belongs to uid 0", "as its owner"),
     Row(D, {"socket_mode": 0o666}, ERROR, "socket", "mode 0666", "chmod 600 /var/lib/millhand/control.sock"),

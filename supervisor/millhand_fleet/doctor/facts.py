@@ -28,6 +28,9 @@ class ProgramFacts(Facts, frozen=True):
     differing: tuple[str, ...] = ()  # variables that the fleet was started with otherwise
 
 
+STILL_LOADING = "it still loads its data"  # the one reason not to answer that goes by itself
+
+
 class RedisFacts(Facts, frozen=True):
     """What the server says of itself, and how it answers."""
 

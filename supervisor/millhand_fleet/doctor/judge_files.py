@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from millhand_fleet.doctor.facts import FileFacts
 from millhand_fleet.doctor.finding import Finding, Judgement, error, note, ok, warning
 
+ROOT = 0  # may do it all the same
 OTHERS = 0o077  # group and world
 WORLD_READS = 0o004
 GIB = 1 << 30
@@ -19,7 +20,8 @@ def state_directory(facts: FileFacts) -> Iterator[Finding]:
     if mode is None:
         yield note("state directory", f"{facts.state_dir} is not there yet: the first start makes it")
     elif facts.state_uid != facts.uid:
-        yield error(
+        say = warning if facts.uid == ROOT else error
+        yield say(
             "state directory", f"{facts.state_dir} belongs to uid {facts.state_uid}, you are {facts.uid}",
             "run worker-ctl as the user that runs the fleet, or choose another fleet.state_dir",
         )  # fmt: skip
@@ -39,7 +41,8 @@ def control_socket(facts: FileFacts) -> Iterator[Finding]:
         return
     path = f"{facts.state_dir}/control.sock"
     if facts.socket_uid != facts.uid:
-        yield error(
+        say = warning if facts.uid == ROOT else error
+        yield say(
             "socket", f"{path} belongs to uid {facts.socket_uid}, you are {facts.uid}", "run worker-ctl as its owner"
         )
     elif mode & OTHERS:

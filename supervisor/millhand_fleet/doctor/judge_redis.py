@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from millhand.stream import REDIS_VERSION_MIN
-from millhand_fleet.doctor.facts import RedisFacts
+from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
 from millhand_fleet.doctor.finding import Finding, Judgement, error, note, ok, warning
 from millhand_fleet.doctor.judge_durability import KEEPING
 from millhand_fleet.doctor.server_versions import flaws_of, parsed
@@ -18,6 +18,9 @@ REFUSED_SHOWN_MAX = 6
 def answers(facts: RedisFacts) -> Iterator[Finding]:
     """Whether it is there at all."""
     if not facts.error:
+        return
+    if facts.error == STILL_LOADING:
+        yield warning("answers", f"{facts.url}: {facts.error}", "wait, and look again")
         return
     remedy = "start it, or change redis.url"
     if "refuses the login" in facts.error:
@@ -52,12 +55,6 @@ def known_flaws(facts: RedisFacts) -> Iterator[Finding]:
     name, number = server_of(facts)
     for flaw in flaws_of(name, number):
         yield Finding(flaw.level, "known flaw", f"{name} {number}: {flaw.what}", flaw.remedy)
-
-
-def loading(facts: RedisFacts) -> Iterator[Finding]:
-    """Whether it still reads its files."""
-    if int(facts.info.get("loading", 0)):
-        yield warning("loading", "it still loads its data, and answers nothing else", "wait, and look again")
 
 
 def role(facts: RedisFacts) -> Iterator[Finding]:
@@ -165,7 +162,7 @@ def exposure(facts: RedisFacts) -> Iterator[Finding]:
 
 
 ALIVE: tuple[Judgement, ...] = (
-    version, known_flaws, loading, role, *KEEPING, clock, latency, timeouts,
+    version, known_flaws, role, *KEEPING, clock, latency, timeouts,
     connections, permissions, exposure,
 )  # fmt: skip
 

@@ -75,7 +75,7 @@ def look_at_files(setup: Setup, children: list[int]) -> FileFacts:
         holds_data=setup.is_redis_embedded,
         descriptors=running.descriptors if running else own_limit,
         descriptors_wanted=_descriptors_wanted(setup),
-        workers=config.fleet.workers,
+        workers=setup.workers,
     )
 
 
@@ -158,4 +158,4 @@ def _descriptors_wanted(setup: Setup) -> int:
     """Return what the process with the most needs: a worker with its calls, or the supervisor with its children."""
     config = setup.config
     worker = DESCRIPTORS_OF_A_WORKER + config.model.concurrency
-    return max(worker, DESCRIPTORS_OTHERS + DESCRIPTORS_EACH * config.fleet.workers)
+    return max(worker, DESCRIPTORS_OTHERS + DESCRIPTORS_EACH * setup.workers)

@@ -9,7 +9,7 @@ from redis import exceptions
 
 from millhand.keys import Keys
 from millhand.stream import BLOCK_GRACE_S, BLOCK_MS, RedisError, connect
-from millhand_fleet.doctor.facts import RedisFacts
+from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
 from millhand_fleet.doctor.permissions import who_may
 from millhand_fleet.doctor.setup import Setup
 from millhand_fleet.embedded.preflight import EmbeddedUnavailable, valkey_binary
@@ -36,8 +36,8 @@ async def ask_redis(setup: Setup) -> RedisFacts:
         return msgspec.structs.replace(facts, is_asleep=True, fault=_fault())
     try:
         redis = connect(url, timeout_s=ANSWER_S)
-    except (ValueError, *RedisError) as error:
-        return msgspec.structs.replace(facts, error=f"redis.url cannot be used: {error}")
+    except (ValueError, *RedisError):  # whose words may hold a part of the password
+        return msgspec.structs.replace(facts, error="redis.url is no address of a Redis")
     try:
         return await _ask(redis, facts, setup)
     except RedisError as error:
@@ -53,6 +53,8 @@ def _why(error: Exception) -> str:
             return f"Redis refuses the login: {error}"
         case exceptions.NoPermissionError():
             return f"this user may not even look at it: {error}"
+        case exceptions.BusyLoadingError():
+            return STILL_LOADING
         case exceptions.TimeoutError():
             return f"no answer within {ANSWER_S:g} s"
     return str(error) or type(error).__name__
@@ -77,7 +79,7 @@ async def _ask(redis: "Redis", facts: RedisFacts, setup: Setup) -> RedisFacts:
         has_password=bool(parts.password),
         block_s=BLOCK_MS / 1000,
         reader_timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S,
-        connections_wanted=setup.config.fleet.workers * CONNECTIONS_EACH + CONNECTIONS_OTHERS,
+        connections_wanted=setup.workers * CONNECTIONS_EACH + CONNECTIONS_OTHERS,
     )
 
 

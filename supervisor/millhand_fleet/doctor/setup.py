@@ -9,10 +9,10 @@ import msgspec
 
 from millhand.config import EMBEDDED, ENVIRONMENT_FILE, Config
 from millhand.layers import load_what_is_right
+from millhand_fleet.ctl.settings import PLACES, found_file
 from millhand_fleet.doctor.processes import Process, look_at
-from millhand_fleet.state import ENDPOINTS, LOCK, StateDir
+from millhand_fleet.state import DESIRED, ENDPOINTS, LOCK, StateDir
 
-FOUND_IN = ("millhand.toml", "/etc/millhand/millhand.toml")
 EMBEDDED_FLAGS = {"redis.url": EMBEDDED, "model.url": EMBEDDED, "model.name": "smollm2:135m"}  # of `up --embedded`
 PROBE_S = 2.0
 
@@ -27,6 +27,7 @@ class Setup(msgspec.Struct, frozen=True):
     is_private: bool = False  # its state directory is not ours to look into
     supervisor: Process | None = None
     endpoints: dict[str, Any] = {}
+    workers: int = 0  # as many as there should be
 
     @property
     def redis_url(self) -> str:
@@ -56,9 +57,9 @@ class Setup(msgspec.Struct, frozen=True):
 
 def set_up(file: Path | None) -> Setup:
     """Find out what is to be examined. Never fails: what is wrong is in `problems`."""
-    file = file or next((Path(place) for place in FOUND_IN if Path(place).is_file()), None)
+    file = file or found_file()
     config, problems = load_what_is_right(file, os.environ)
-    setup = Setup(config, tuple(problems), file)
+    setup = Setup(config, tuple(problems), file, workers=config.fleet.workers)
     state = StateDir(_state_dir(config))
     try:
         is_running = state.held()
@@ -70,7 +71,12 @@ def set_up(file: Path | None) -> Setup:
     if supervisor is not None and "--embedded" in supervisor.arguments:
         config, _ = load_what_is_right(file, os.environ, EMBEDDED_FLAGS)
     return msgspec.structs.replace(
-        setup, config=config, is_running=True, supervisor=supervisor, endpoints=state.read(ENDPOINTS)
+        setup,
+        config=config,
+        is_running=True,
+        supervisor=supervisor,
+        endpoints=state.read(ENDPOINTS),
+        workers=int(state.read(DESIRED).get("workers", config.fleet.workers)),
     )
 
 
@@ -84,7 +90,7 @@ def given_file(process: Process) -> str | None:
             given = process.arguments[number + 1]
         elif argument.startswith("--config="):
             given = argument.removeprefix("--config=")
-    places = [given] if given else FOUND_IN
+    places = [Path(given)] if given else PLACES
     return next((str(path) for place in places if (path := Path(process.folder, place)).is_file()), given)
 
 
