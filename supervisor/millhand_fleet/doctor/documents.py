@@ -1,6 +1,8 @@
 """JSON documents over HTTP, for the doctor: one request, bounded in time and bytes, by no proxy."""
 
 import asyncio
+import ssl
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ async def document(
     url: str, path: str, *, timeout_s: float, socket: Path | None = None, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Ask for a JSON object, with a body by POST. Raises NoDocument, whatever the other side does."""
-    transport = httpx.AsyncHTTPTransport(uds=str(socket) if socket else None, trust_env=False)
+    transport = httpx.AsyncHTTPTransport(verify=_tls(), uds=str(socket) if socket else None, trust_env=False)
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -44,6 +46,12 @@ async def document(
         raise NoDocument(f"no answer within {timeout_s:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError) as error:
         raise NoDocument(clip(str(error)) or type(error).__name__) from error
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Make it once: it takes longer than a request."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _decoded(path: str, status: int, raw: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def durability(facts: RedisFacts) -> Iterator[Finding]:
     if not appends:
         yield error(
             "durability", "none: appendonly is off, a crash loses every event since the last snapshot",
-            f"set `appendonly yes` and `appendfsync always`; {CONF}",
+            f"set `appendonly yes` and `appendfsync always` in its configuration file, and restart it; {CONF}",
         )  # fmt: skip
     elif fsync is None:
         yield note("durability", "appendonly is on; appendfsync is unknown, for CONFIG GET is forbidden")
@@ -25,7 +25,7 @@ def durability(facts: RedisFacts) -> Iterator[Finding]:
         lost = "a second" if fsync == "everysec" else "half a minute"
         yield warning(
             "durability", f"weak: appendfsync is {fsync}, a power cut may lose {lost} of acknowledged events",
-            f"set `appendfsync always`; {CONF}",
+            f"redis-cli CONFIG SET appendfsync always, and the same in its configuration file; {CONF}",
         )  # fmt: skip
     elif (facts.settings or {}).get("no-appendfsync-on-rewrite") == "yes":
         yield warning(
@@ -53,7 +53,7 @@ def persistence(facts: RedisFacts) -> Iterator[Finding]:
 def eviction(facts: RedisFacts) -> Iterator[Finding]:
     """Whether it may throw events away."""
     policy = (facts.settings or {}).get("maxmemory-policy") or str(facts.info.get("maxmemory_policy", "unknown"))
-    remedy = f"set `maxmemory-policy noeviction`; {CONF}"
+    remedy = f"redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration file; {CONF}"
     if policy == "noeviction":
         yield ok("eviction", "maxmemory-policy noeviction")
     elif policy == "unknown":

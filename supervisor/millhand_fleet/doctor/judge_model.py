@@ -103,6 +103,8 @@ def context(facts: ModelFacts) -> Iterator[Finding]:
 def parallelism(facts: ModelFacts) -> Iterator[Finding]:
     """How many calls it works on at once, against how many the fleet makes."""
     measured = facts.parallel
+    if facts.digest is None:
+        return
     if measured is None:
         yield note("parallelism", f"not measured: {facts.unmeasured}", "worker-ctl doctor --measure")
         return

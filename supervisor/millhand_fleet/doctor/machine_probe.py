@@ -66,7 +66,7 @@ def look_at_files(setup: Setup, children: list[int]) -> FileFacts:
         state_uid=folder.st_uid if folder else 0,
         socket_mode=stat.S_IMODE(control.st_mode) if control else None,
         socket_uid=control.st_uid if control else 0,
-        file=str(setup.file) if setup.file else "",
+        file=str(setup.file.absolute()) if setup.file else "",
         file_mode=stat.S_IMODE(file.st_mode) if file else None,
         file_has_password=_file_has_password(setup),
         telltale_processes=tuple(_telltales(running, children)),

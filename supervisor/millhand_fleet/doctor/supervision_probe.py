@@ -92,7 +92,7 @@ def _files(named: list[Path]) -> Iterator[tuple[str, Path]]:
     for kind, path in places:
         if path.resolve() not in seen:
             seen.add(path.resolve())
-            yield kind, path
+            yield kind, path.absolute()
 
 
 def _matching(pattern: str) -> list[Path]:
