@@ -7,7 +7,7 @@ import click
 
 from millhand.config import EMBEDDED
 from millhand.errors import Unusable
-from millhand.log import configure, logger
+from millhand.log import configure, drain, logger
 from millhand.stop import on_stop_signals
 from millhand_fleet.ctl.settings import leave, load_config
 from millhand_fleet.state import FleetRunningError
@@ -54,6 +54,7 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
         unusable = fleet.supervisor.run()
     except Exception as error:  # noqa: BLE001 - whatever it is, a supervisor that does nothing must not stay
         logger().critical("supervisor.failed", error=str(error), exc_info=True)
+        drain()
         os._exit(os.EX_SOFTWARE)  # the children hear it from their lines; a tidy exit would wait for them for ever
     if unusable:
         leave("the fleet cannot work", *unusable.splitlines())
