@@ -324,14 +324,13 @@ class Janitor:
 
     async def _settle(self, delivery: Delivery, bury: Bury | None, *, spent: bool = True) -> Settled:
         """Bury a delivery, or hand it back. Hand-backs are told in sum, by the sweep."""
-        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-        told = {"verdict": word_of(bury) if bury else "hand_back", **token}
+        told = {"verdict": word_of(bury) if bury else "hand_back", **delivery.labels()}
         self._log.debug("settle.sent", **told)
         try:
             settling = self._settler.settle(delivery, bury) if bury else self._settler.hand_back(delivery, spent=spent)
             settled = await settling
         except RedisError as error:
-            self._log.debug("settle.resending", id=delivery.id, error=str(error))
+            self._log.debug("settle.resending", error=str(error), **delivery.labels())
             raise
         say = self._log.warning if bury else self._log.debug
         say("event.settled", settled=settled.value, **told, **(tell(bury) if bury else {}))

@@ -24,7 +24,6 @@ def test_a_log_that_nobody_reads_stops_nothing_and_what_was_dropped_is_told(
     os.close(writer)
     fleet.eventually_ready()
     streams.produce(EVENTS)
-
     eventually(lambda: streams.settled_once(EVENTS), 60)
     produced = EVENTS
     while not dropped(fleet):

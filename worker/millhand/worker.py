@@ -235,8 +235,7 @@ class Worker:
         """
         deliveries = [delivery for call in calls for delivery in call]
         for delivery in deliveries:
-            token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-            self._log.debug("event.delivered", attempts=delivery.attempts, **token)
+            self._log.debug("event.delivered", attempts=delivery.attempts, **delivery.labels())
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
             self._gate.give_back(permits)  # what is in hand may need it
@@ -256,11 +255,10 @@ class Worker:
 
     def _start(self, deliveries: list[Delivery], permit: Permit) -> None:
         """Start on what shares a call, and a slot until the last of it has ended."""
-        walks = set[asyncio.Task[None]]()
+        walks = dict[asyncio.Task[None], Delivery]()
 
         def ended(walk: asyncio.Task[None]) -> None:
-            self._ended(walk)
-            walks.discard(walk)
+            self._ended(walk, walks.pop(walk))
             if not walks:
                 self._gate.give_back([permit])
                 self._free(1)
@@ -268,15 +266,15 @@ class Worker:
         party = self._asker.party(len(deliveries), permit) if len(deliveries) > 1 else None
         for delivery in deliveries:
             own = self._gate.permit() if party else permit
-            walks.add(asyncio.create_task(self._walk(delivery, own, party)))
-        self._walks |= walks
+            walks[asyncio.create_task(self._walk(delivery, own, party))] = delivery
+        self._walks |= walks.keys()
         for walk in list(walks):
             walk.add_done_callback(ended)
 
-    def _ended(self, walk: asyncio.Task[None]) -> None:
+    def _ended(self, walk: asyncio.Task[None], delivery: Delivery) -> None:
         self._walks.discard(walk)
         if not walk.cancelled() and (error := walk.exception()):
-            self._log.error("event.walk_failed", exc_info=error)
+            self._log.error("event.walk_failed", exc_info=error, **delivery.labels())
 
     async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None) -> None:
         """Take one delivery from its fields to its verdict."""
@@ -318,7 +316,7 @@ class Worker:
                     first = await self._event_ids.first_with(event_id, delivery)
             except RedisError as error:
                 say = self._log.debug if self._redis_refuses else self._log.warning
-                say("event_id.waiting", id=delivery.id, error=str(error))
+                say("event_id.waiting", error=str(error), **delivery.labels())
                 self._redis_refuses = str(error)
                 self._gate.give_back([permit])  # others may go on
                 if is_stale(error):
@@ -356,8 +354,7 @@ class Worker:
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:
             say = self._log.debug
-        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-        say("event.settled", verdict=word, settled=settled.value, **token, **tell(verdict))
+        say("event.settled", verdict=word, settled=settled.value, **delivery.labels(), **tell(verdict))
 
     # -- stop -------------------------------------------------------------------------------------------------------
 
