@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from redis import exceptions
 
+from millhand.address import redis_address
 from millhand.config import Config
 from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.log import logger
 from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
+from millhand.remedy import remedy_for
 from millhand.settle import Settled, Settler, deleted
 from millhand.stop import Stop
 from millhand.stream import RedisError, Script, attempts_of, connect, is_stale, require_streams
@@ -41,7 +43,7 @@ def look_after(config: Config, living: tuple[str, ...], birth: Birth) -> None:
     """Be the janitor process until told to stop. `living` are the consumers of this fleet that are at work already."""
 
     async def life(stop: Stop, pulse: Pulse) -> None:
-        redis = connect(config.redis.url)
+        redis = connect(redis_address(config.redis))
         janitor = Janitor(redis, config, living, logger())
         pulse.hear, pulse.stats = janitor.hear, janitor.stats
         await janitor.run(stop, pulse)
@@ -144,7 +146,7 @@ class Janitor:
     def _away(self, error: BaseException) -> None:
         """Tell that Redis does not let us, once. Nobody can renew meanwhile, so all that was seen counts no more."""
         if self._waits_for is None:
-            self._log.warning("redis.waiting", error=str(error), remedy="start it, or set redis.url")
+            self._log.warning("redis.waiting", error=str(error), remedy=remedy_for(error))
         self._waits_for = f"redis: {error}"
         self._watch.forget()
 

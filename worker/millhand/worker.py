@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from millhand import event as events
+from millhand.address import redis_address
 from millhand.asking import Answered, Asker
 from millhand.cache import Answers
 from millhand.calling import Caller
@@ -23,6 +24,7 @@ from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
 from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
+from millhand.remedy import remedy_for
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
@@ -86,8 +88,9 @@ class Worker:
         self._policy = Policy(
             delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
         )
-        self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
-        self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
+        address = redis_address(config.redis)
+        self._redis = connect(address, connections_max=config.model.concurrency + 4)
+        self._stream = Stream(address, keys, consumer, delivery.deliveries_max)
         self._event_id_asks = asyncio.Lock()  # one after the other: of two that come together, the first is the first
         self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
         courier = Courier(self._redis)
@@ -215,7 +218,7 @@ class Worker:
     async def _wait_for_redis(self, error: BaseException) -> None:
         """Tell why Redis does not do as asked, once, and give it a moment. The janitor puts a vanished group back."""
         if self._redis_away is None:
-            self._log.warning("redis.waiting", error=str(error))
+            self._log.warning("redis.waiting", error=str(error), remedy=remedy_for(error))
         self._redis_away = str(error)
         if is_stale(error):
             await self._stream.reconnect()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from millhand.address import told
 from millhand.config import EMBEDDED
 from millhand.errors import Unusable
 from millhand.log import configure, drain, logger
@@ -44,7 +45,7 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
         "fleet.up",
         fleet=config.fleet.name,
         workers=fleet.workers,
-        redis=_without_password(fleet.redis_url) + _embedded(config.redis.url),
+        redis=told(fleet.redis_url) + _embedded(config.redis.url),
         model=f"{config.model.name} at {fleet.model_url}" + _embedded(config.model.url),
         tasks=", ".join(config.enrich.tasks),
         health=f"{fleet.desk_url}/healthz",
@@ -62,8 +63,3 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
 
 def _embedded(url: str) -> str:
     return " (embedded)" if url == EMBEDDED else ""
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
