@@ -157,9 +157,9 @@ class Janitor:
             await self._redis.connection_pool.disconnect()
 
     async def _warn_of_eviction(self) -> None:
-        """Say at the start that the server may throw events away."""
-        with suppress(*RedisError):  # CONFIG may be forbidden
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy", KEEPS_ALL)
+        """Say at the start that the server may throw events away. INFO knows it too, and needs no right to CONFIG."""
+        with suppress(*RedisError):
+            policy = (await self._redis.info("memory")).get("maxmemory_policy", KEEPS_ALL)
             if policy != KEEPS_ALL:
                 self._log.warning("redis.may_evict", policy=policy, remedy=f"set maxmemory-policy {KEEPS_ALL}")
 

@@ -112,21 +112,3 @@ def test_a_password_in_the_address_or_the_environment_is_told_to_nobody_either(
     assert "keep one of them" in fleet.log
     assert SECRET not in fleet.log
     assert ESCAPED not in fleet.log
-
-
-def test_a_server_that_is_not_trusted_stops_the_start_with_the_key_to_set(
-    secret_fleet: RunningFleet, tmp_path: Path
-) -> None:
-    """It is a wrong setting: exit code 78, so that supervisord does not try for ever."""
-    stranger = Authority(tmp_path, "stranger")
-    secret_fleet.environment["MILLHAND_REDIS_TLS_CA_FILE"] = str(stranger.certificate)
-    secret_fleet.up(ready=False)
-    assert secret_fleet.process is not None
-    assert secret_fleet.process.wait(30) == os.EX_CONFIG
-    assert (
-        "its certificate is not accepted: self-signed certificate in certificate chain; see redis.tls_ca_file"
-        in secret_fleet.log
-    )
-    listed = secret_fleet.ctl("dead", "list")
-    assert listed.returncode == 69
-    assert b"CERTIFICATE_VERIFY_FAILED" in listed.stderr
