@@ -144,7 +144,7 @@ class RedisServer:
 
     def client(self, **options: Any) -> "blocking_redis.Redis":
         """Return a blocking client that speaks bytes, for what a test does beside the code under test."""
-        login = self._login or {"password": self._options.get("requirepass")}
+        login: dict[str, Any] = self._login or {"password": self._options.get("requirepass")}
         options = {**login, "socket_timeout": CLIENT_TIMEOUT_S, **options}
         return blocking_redis.Redis.from_url(self.url, **options)
 

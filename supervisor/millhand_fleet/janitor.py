@@ -209,7 +209,7 @@ class Janitor:
         self._sweeps += 1
         self._last = {**msgspec.to_builtins(sweep), "seconds": round(time.monotonic() - started, 3)}
         if told or sweep != Sweep(sweep.examined):
-            self._log.info("janitor.swept", **self._last)
+            self._log.info("janitor.swept", **{name: count for name, count in self._last.items() if count})
         return True
 
     async def sweep(self) -> Sweep:

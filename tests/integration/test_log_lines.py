@@ -9,7 +9,7 @@ import logging, sys, warnings
 from millhand.config import Log
 from millhand.log import configure, logger
 configure(Log(format=sys.argv[1]), "worker-1")
-logger().info("worker.started", pid=1)
+logger().info("worker.started", pid=1, consumer="\\x1b[31mred")
 try:
     (lambda secret: 1 / 0)("hunter2")
 except ZeroDivisionError as error:
@@ -38,3 +38,8 @@ def test_whatever_a_process_says_is_one_json_object_a_line() -> None:
 def test_a_traceback_shows_no_variables_on_a_terminal_either() -> None:
     assert "ZeroDivisionError" in spoken("console")
     assert "hunter2" not in spoken("console").replace('("hunter2")', "")
+
+
+def test_what_is_no_terminal_gets_no_colours_and_says_who_speaks_first() -> None:
+    first = spoken("console").splitlines()[0]
+    assert first[8:].split() == ["[info", "]", "worker-1", "worker.started", "pid=1", r"consumer=\x1b[31mred"]

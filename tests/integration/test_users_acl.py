@@ -114,7 +114,15 @@ def test_whoever_names_no_user_is_let_in_nowhere(guarded: RedisServer) -> None:
 
 
 def test_the_file_as_it_ships_lets_nobody_start_with_a_known_password(server_kind: str, tmp_path: Path) -> None:
-    command = [SERVERS[server_kind](), "--port", str(free_port()), "--dir", str(tmp_path), "--aclfile", str(USERS)]
+    command: list[str | Path] = [
+        SERVERS[server_kind](),
+        "--port",
+        str(free_port()),
+        "--dir",
+        str(tmp_path),
+        "--aclfile",
+        str(USERS),
+    ]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert refused.returncode != 0
     assert "The password hash must be exactly 64 characters" in refused.stdout

@@ -5,6 +5,7 @@ Every event's name, level, meaning and fields stand in `conf/log-events.md`. A p
 
 import atexit
 import logging
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 DRAIN_S_MAX = 1.0  # at the end of a process, for what is still queued
 TRACEBACK_CHARS_MAX = 3000  # of the end, so that the record is one write to a pipe (PIPE_BUF, 4096 bytes)
-EVENT_CHARS = 18  # a column on a terminal
+PROCESS_CHARS, EVENT_CHARS = 11, 18  # columns on a terminal
 
 
 class _Process:
@@ -50,7 +51,7 @@ def configure(log: Log, process: str) -> None:
             *([_on_the_monotonic_clock] if in_full else []),
             structlog.processors.format_exc_info,
             _in_reading_order,
-            _console() if console else structlog.processors.JSONRenderer(serializer=_json),
+            *([_who_first, _console()] if console else [structlog.processors.JSONRenderer(serializer=_json)]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", outlet)),
@@ -102,9 +103,23 @@ class _Library(logging.Handler):
 
 
 def _console() -> Any:
+    """Render for the eye: in colours on a terminal that wants them, and without a traceback's variables."""
     return structlog.dev.ConsoleRenderer(
-        pad_event_to=EVENT_CHARS, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+        colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),  # no-color.org
+        pad_event_to=PROCESS_CHARS + EVENT_CHARS,
+        exception_formatter=structlog.dev.plain_traceback,
+        sort_keys=False,
     )
+
+
+def _who_first(_: Any, __: str, record: Any) -> Any:
+    """Let whose line it is stand in a column of its own, and no foreign text make a terminal misbehave."""
+    record["event"] = f"{record.pop('process', ''):<{PROCESS_CHARS - 1}} {record['event']}"
+    return {name: _visible(value) if name != "exception" else value for name, value in record.items()}
+
+
+def _visible(value: Any) -> Any:
+    return ascii(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
 
 
 def _in_reading_order(_: Any, __: str, record: Any) -> Any:
