@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from millhand.address import redis_address
 from millhand.config import CONTROL_SOCKET, EMBEDDED, Config
 from millhand.errors import Unusable
 from millhand.log import logger
@@ -49,6 +50,7 @@ def assemble(config: Config) -> Fleet:
     Raises Unusable with what to change, FleetRunningError if another supervisor is there.
     """
     chosen_tasks(config)
+    redis_address(config.redis)
     state = StateDir(config.state_dir)
     try:
         state.hold()

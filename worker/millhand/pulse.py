@@ -83,6 +83,7 @@ class Pulse:
         self._line = Line(end)
         self._stop = stop
         self.stats: Callable[[], dict[str, Any]] = dict  # goes up with every beat
+        self.common: Callable[[], dict[str, Any]] = dict  # and so does this, of every kind of child
         self.hear: Callable[[dict[str, Any]], None] = lambda _: None  # gets every order that is not a stop
 
     async def run(self) -> None:
@@ -91,7 +92,7 @@ class Pulse:
         loop.add_reader(self._line.end, self._listen)
         try:
             while True:
-                self.send({"beat": self.stats()})
+                self.send({"beat": {**self.common(), **self.stats()}})
                 faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True)
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:

@@ -5,12 +5,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from millhand.config import SECTIONS, Config
+from millhand.address import HIDDEN, told
+from millhand.config import EMBEDDED, SECRETS, SECTIONS, Config
 from millhand.errors import ConfigError
 from millhand.tasks.catalogue import chosen_tasks
-from millhand_fleet.ctl.settings import found_file, leave, load_config
-
-SECRET = {"redis.url"}
+from millhand_fleet.ctl.settings import found_file, leave, load_config, redis_url
 
 
 @click.group()
@@ -30,7 +29,7 @@ def show(file: Path | None) -> None:
     for section in SECTIONS:
         click.echo(f"[{section}]")
         for key, value in msgspec.to_builtins(getattr(settings, section)).items():
-            shown = _toml(_masked(value) if f"{section}.{key}" in SECRET else value)
+            shown = _toml(_masked(key, value) if f"{section}.{key}" in SECRETS else value)
             click.echo(f"{key} = {shown}  # {settings.origins.get(f'{section}.{key}', 'default')}")
         click.echo()
     for name, table in settings.task.items():
@@ -52,6 +51,8 @@ def check(file: Path | None) -> None:
     """  # noqa: D301 - click's own mark
     settings = load_config(file)
     _check_tasks(settings)
+    if settings.redis.url != EMBEDDED:
+        redis_url(settings)
     click.echo(f"{file or found_file() or 'built-in values'}: good; tasks {', '.join(settings.enrich.tasks)}")
 
 
@@ -62,10 +63,8 @@ def _check_tasks(settings: Config) -> None:
         leave("the configuration cannot be used", *error.problems)
 
 
-def _masked(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    _, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{'***@' if at else ''}{host or rest}"
+def _masked(key: str, value: str) -> str:
+    return told(value) if key == "url" else HIDDEN if value else ""
 
 
 def _toml(value: object) -> str:
