@@ -24,7 +24,9 @@ def answers(facts: RedisFacts) -> Iterator[Finding]:
         return
     remedy = "start it, or change redis.url"
     if "refuses the login" in facts.error:
-        remedy = "give redis.url the right user and password: redis://user:password@host:port/0"
+        remedy = "give the right user in redis.url, and its password there, in redis.password or redis.password_file"
+    elif "redis." in facts.error:
+        remedy = "correct what it names: `worker-ctl config show` tells where that is set"
     elif facts.is_embedded:
         remedy = "start the fleet with `worker-ctl up`; if it runs, see valkey/valkey.log in the state directory"
     yield error("answers", f"{facts.url}: {facts.error}", remedy)
@@ -132,9 +134,7 @@ def permissions(facts: RedisFacts) -> Iterator[Finding]:
     if facts.settings is None:
         yield note("CONFIG", "forbidden to this user: appendfsync, timeout and tcp-keepalive are unknown")
     if facts.refused is None:
-        yield note(
-            "permissions", f"user {facts.user or 'unknown'}; ACL DRYRUN is forbidden, so what it may do is unknown"
-        )
+        yield note("permissions", f"user {facts.user}; ACL DRYRUN is forbidden, so what it may do is unknown")
     elif facts.refused:
         shown = ", ".join(facts.refused[:REFUSED_SHOWN_MAX])
         more = len(facts.refused) - REFUSED_SHOWN_MAX

@@ -16,9 +16,9 @@ CONSUMER = re.compile(r"(?P<host>.+):w\d+:[0-9a-f]+")
 
 def types(facts: StreamFacts) -> Iterator[Finding]:
     """Whether a key is something else than it must be: every command on it fails with WRONGTYPE."""
-    for key, found, wanted in facts.wrong_types:
+    for key, wanted in facts.wrong_types:
         yield error(
-            "type", f"{key} is a {found} and must be a {wanted}: every command on it fails",
+            "type", f"{key} is no {wanted}: every command on it fails",
             f"RENAME it, or give the fleet other names (fleet.name, redis.{_setting(key, facts)})",
         )  # fmt: skip
 
@@ -163,7 +163,7 @@ def _setting(key: str, facts: StreamFacts) -> str:
 
 
 def _is_wrong(key: str, facts: StreamFacts) -> bool:
-    return any(key == wrong for wrong, _, _ in facts.wrong_types)
+    return any(key == wrong for wrong, _ in facts.wrong_types)
 
 
 def _owner(entry: Pending) -> str:

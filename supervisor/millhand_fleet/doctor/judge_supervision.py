@@ -21,7 +21,7 @@ def stop_wait(facts: SupervisionFacts) -> Iterator[Finding]:
     for program in facts.programs:
         setting = STOP_SETTING[program.kind]
         text = f"{program.file} [{program.name}]: {setting} is {program.stop_wait_s:g} s"
-        text += f", a stop may take {facts.stop_s:g} s"
+        text += f", a drain may take {facts.stop_s:g} s"
         if program.stop_wait_s < facts.stop_s:
             more = f"set {setting} to {facts.stop_s:.0f} or more, or lower fleet.drain_s"
             yield warning("stop", f"{text}: events in hand are killed and done again", more)

@@ -140,8 +140,9 @@ def _room(path: Path) -> tuple[int | None, float | None]:
 
 
 def _file_has_password(setup: Setup) -> bool:
-    origin = setup.config.origins.get("redis.url", "")
-    return setup.file is not None and origin == str(setup.file) and bool(urlsplit(setup.config.redis.url).password)
+    origins, redis = setup.config.origins, setup.config.redis
+    keys = {"redis.password": redis.password, "redis.url": "@" in redis.url and ":" in redis.url.partition("@")[0][8:]}
+    return setup.file is not None and any(held and origins.get(key) == str(setup.file) for key, held in keys.items())
 
 
 def _telltales(running: Process | None, children: list[int]) -> Iterator[str]:

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import msgspec
 from redis import exceptions
 
+from millhand.address import refusal_of_tls, told
+from millhand.errors import Unusable, clip
 from millhand.keys import Keys
 from millhand.stream import BLOCK_GRACE_S, BLOCK_MS, RedisError, connect
 from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
@@ -30,8 +32,12 @@ SETTINGS = (
 
 async def ask_redis(setup: Setup) -> RedisFacts:
     """Return what there is to know; a server that does not answer is a fact too."""
-    url = setup.redis_url
-    facts = RedisFacts(without_password(url), is_embedded=setup.is_redis_embedded)
+    facts = RedisFacts(told(setup.config.redis.url), is_embedded=setup.is_redis_embedded)
+    try:
+        url = setup.redis_url
+    except (Unusable, ValueError) as error:
+        return msgspec.structs.replace(facts, error=clip(str(error)))
+    facts = msgspec.structs.replace(facts, url=told(url))
     if not url:
         return msgspec.structs.replace(facts, is_asleep=True, fault=_fault())
     try:
@@ -57,7 +63,7 @@ def _why(error: Exception) -> str:
             return STILL_LOADING
         case exceptions.TimeoutError():
             return f"no answer within {ANSWER_S:g} s"
-    return str(error) or type(error).__name__
+    return refusal_of_tls(error) or clip(str(error)) or type(error).__name__
 
 
 async def _ask(redis: "Redis", facts: RedisFacts, setup: Setup) -> RedisFacts:
@@ -72,7 +78,7 @@ async def _ask(redis: "Redis", facts: RedisFacts, setup: Setup) -> RedisFacts:
         clock_ahead_s=ahead_s,
         info={name: value for name, value in info.items() if not isinstance(value, dict)},
         settings=await _settings(redis),
-        user=user,
+        user=user or parts.username or "default",
         refused=refused,
         is_remote=parts.scheme != "unix" and (parts.hostname or "") not in LOOPBACK,
         is_encrypted=parts.scheme == "rediss",
@@ -118,9 +124,3 @@ def _fault() -> tuple[str, str] | None:
     except EmbeddedUnavailable as error:
         return error.fault, error.remedy
     return None
-
-
-def without_password(url: str) -> str:
-    """Return an address as it may be shown."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from millhand.address import redis_address
 from millhand.config import EMBEDDED, ENVIRONMENT_FILE, Config
 from millhand.layers import load_what_is_right
 from millhand_fleet.ctl.settings import PLACES, found_file
@@ -31,13 +32,15 @@ class Setup(msgspec.Struct, frozen=True):
 
     @property
     def redis_url(self) -> str:
-        """Where Redis is; "" if it is an embedded one that does not run."""
-        return self._url(self.config.redis.url, "redis_url")
+        """Where Redis is, with the password; "" if it is an embedded one that does not run. Raises Unusable."""
+        if self.is_redis_embedded:
+            return self._own("redis_url")
+        return redis_address(self.config.redis)
 
     @property
     def model_url(self) -> str:
         """Where the model is; the same."""
-        return self._url(self.config.model.url, "model_url")
+        return self._own("model_url") if self.is_model_embedded else self.config.model.url
 
     @property
     def is_redis_embedded(self) -> bool:
@@ -49,9 +52,7 @@ class Setup(msgspec.Struct, frozen=True):
         """Whether the model is the fleet's own child."""
         return self.config.model.url == EMBEDDED
 
-    def _url(self, configured: str, name: str) -> str:
-        if configured != EMBEDDED:
-            return configured
+    def _own(self, name: str) -> str:
         return str(self.endpoints.get(name, "")) if self.is_running else ""
 
 
