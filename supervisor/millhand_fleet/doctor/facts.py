@@ -28,7 +28,9 @@ class ProgramFacts(Facts, frozen=True):
     differing: tuple[str, ...] = ()  # variables that the fleet was started with otherwise
 
 
-STILL_LOADING = "it still loads its data"  # the one reason not to answer that goes by itself
+STILL_LOADING = "it still loads its data"  # the one reason of Redis's not to answer that goes by itself
+LOGIN_REFUSED = "Redis refuses the login"  # what this and the next reason begin with
+SILENT = "no answer"
 
 
 class RedisFacts(Facts, frozen=True):

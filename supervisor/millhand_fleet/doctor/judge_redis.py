@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from millhand.stream import REDIS_VERSION_MIN
-from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
+from millhand_fleet.doctor.facts import LOGIN_REFUSED, SILENT, STILL_LOADING, RedisFacts
 from millhand_fleet.doctor.finding import Finding, Judgement, error, note, ok, warning
 from millhand_fleet.doctor.judge_durability import KEEPING
 from millhand_fleet.doctor.server_versions import flaws_of, parsed
@@ -23,8 +23,10 @@ def answers(facts: RedisFacts) -> Iterator[Finding]:
         yield warning("answers", f"{facts.url}: {facts.error}", "wait, and look again")
         return
     remedy = "start it, or change redis.url"
-    if "refuses the login" in facts.error:
+    if facts.error.startswith(LOGIN_REFUSED):
         remedy = "give the right user in redis.url, and its password there, in redis.password or redis.password_file"
+    elif facts.error.startswith(SILENT) and facts.url.startswith("rediss:"):
+        remedy = "see whether this port speaks TLS: a server without it says nothing to rediss://"
     elif "redis." in facts.error:
         remedy = "correct what it names: `worker-ctl config show` tells where that is set"
     elif facts.is_embedded:

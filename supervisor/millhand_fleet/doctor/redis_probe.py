@@ -11,7 +11,7 @@ from millhand.address import refusal_of_tls, told
 from millhand.errors import Unusable, clip
 from millhand.keys import Keys
 from millhand.stream import BLOCK_GRACE_S, BLOCK_MS, RedisError, connect
-from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
+from millhand_fleet.doctor.facts import LOGIN_REFUSED, SILENT, STILL_LOADING, RedisFacts
 from millhand_fleet.doctor.permissions import who_may
 from millhand_fleet.doctor.setup import Setup
 from millhand_fleet.embedded.preflight import EmbeddedUnavailable, valkey_binary
@@ -56,13 +56,13 @@ def _why(error: Exception) -> str:
     """Say why it does not answer."""
     match error:
         case exceptions.AuthenticationError() | exceptions.AuthorizationError():
-            return f"Redis refuses the login: {error}"
+            return f"{LOGIN_REFUSED}: {error}"
         case exceptions.NoPermissionError():
             return f"this user may not even look at it: {error}"
         case exceptions.BusyLoadingError():
             return STILL_LOADING
         case exceptions.TimeoutError():
-            return f"no answer within {ANSWER_S:g} s"
+            return f"{SILENT} within {ANSWER_S:g} s"
     return refusal_of_tls(error) or clip(str(error)) or type(error).__name__
 
 
