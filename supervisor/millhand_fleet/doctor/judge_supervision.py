@@ -12,7 +12,8 @@ def parents(facts: SupervisionFacts) -> Iterator[Finding]:
     """Under whom it runs."""
     if facts.is_running and facts.parents:
         yield ok("runs under", " < ".join(facts.parents))
-    if facts.stop_wait_note:
+    is_told_below = any(program.stop_wait_s < facts.stop_s for program in facts.programs)
+    if facts.stop_wait_note and not is_told_below:
         yield warning("stop", facts.stop_wait_note, "raise stopwaitsecs (supervisord) or TimeoutStopSec (systemd)")
 
 
