@@ -113,7 +113,10 @@ def consumers(facts: StreamFacts) -> Iterator[Finding]:
 
 
 def trimming(facts: StreamFacts) -> Iterator[Finding]:
-    """Whether somebody deletes what was not yet worked on. A producer's MAXLEN itself cannot be seen."""
+    """Whether somebody deletes what was not yet worked on. A producer's MAXLEN itself cannot be seen.
+
+    Redis before 7.2.7 and 7.4.2 remembers what XDEL deleted, but not what was trimmed (redis/redis#13473).
+    """
     remedy = "take MAXLEN and MINID from the producers' XADD: the janitor trims, by input.keep_s"
     if facts.group_exists and _order(facts.max_deleted) > _order(facts.last_delivered):
         yield warning(
