@@ -15,7 +15,7 @@ from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Age, Backlog
 from millhand_fleet.gate_view import GateView, look_at_gate
 from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of
-from millhand_fleet.latency import LatencyView
+from millhand_fleet.latency import LatencyView, Measured, Measurements
 from millhand_fleet.recent import DeadRecord, EnrichedRecord, Recent
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     output_length: int = 0
     dead_letter_length: int = 0
     latency: LatencyView = LatencyView()
+    measured: Measured = Measured()
     recent_dead: tuple[DeadRecord, ...] = ()
     recent_enriched: tuple[EnrichedRecord, ...] = ()
     keys: Keys | None = None
@@ -117,16 +118,22 @@ class Observer:
         self._keys = Keys.of(config)
         self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
+        self._measurements = Measurements()
         self._history = History(keep_s=max(SUCCESS_OVER_S.values()))
         self._recent = Recent(self._redis, self._keys, show_payloads=config.desk.show_payloads)
         self.heard = asyncio.Event()
         self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take in the supervisor's picture of its children."""
+        """Take in the supervisor's picture of its children, or what the workers have counted."""
         if "fleet" in message:
-            self.snapshot = msgspec.structs.replace(self.snapshot, heard_at=time.monotonic(), **_told(message["fleet"]))
+            heard_at = time.monotonic()
+            self.snapshot = msgspec.structs.replace(self.snapshot, heard_at=heard_at, **_told(message["fleet"]))
             self.heard.set()
+        elif "counts" in message:
+            self._measurements.take(time.monotonic(), message["counts"])
+            measured, latency = self._measurements.measured(), self._measurements.view()
+            self.snapshot = msgspec.structs.replace(self.snapshot, measured=measured, latency=latency)
 
     async def run(self, stop: Stop) -> None:
         """Refresh until a stop is requested."""
