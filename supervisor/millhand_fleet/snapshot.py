@@ -36,6 +36,7 @@ class RedisView(msgspec.Struct, frozen=True):
     error: str | None = None
     server: str = ""
     durability: str = "unknown"  # durable | weak: everysec | none | unknown
+    database: int = 0
     eviction: str = "unknown"  # its maxmemory-policy; any but noeviction may throw events away
 
 
@@ -43,6 +44,7 @@ class StreamsView(msgspec.Struct, frozen=True):
     """What stands in the streams. All counts are events."""
 
     input_length: int = 0
+    added: int = 0  # since the stream began
     backlog: int = 0  # not yet delivered to any worker
     pending: int = 0  # delivered, and not yet settled
     parked: int = 0  # of the pending: waiting for their retry
@@ -147,7 +149,10 @@ class Observer:
             server = await require_streams(self._redis)
             await self._require_primary()
             durability, eviction = await self._promises()
-            redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
+            database = int(self._redis.connection_pool.connection_kwargs.get("db") or 0)
+            redis = RedisView(
+                reachable=True, server=server, durability=durability, database=database, eviction=eviction
+            )
             seen: dict[str, Any] = {
                 "streams": await self._streams(),
                 "gate": await look_at_gate(self._redis, self._keys, self._config),
@@ -179,6 +184,7 @@ class Observer:
         flow = self._flow(info["entries-added"], totals, backlog + group["pending"])
         return StreamsView(
             input_length=info["length"],
+            added=info["entries-added"],
             backlog=backlog,
             backlog_age_s=age.unsettled_s,
             undelivered_age_s=age.undelivered_s,

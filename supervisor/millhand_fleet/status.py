@@ -27,6 +27,7 @@ def health_document(snapshot: Snapshot, now_s: float) -> dict[str, Any]:
         "status": health.status,
         "ready": health.ready,
         "reasons": list(health.reasons),
+        "notes": list(health.notes),
         "fleet": snapshot.fleet,
         "backlog": streams.backlog,
         "backlog_age_s": streams.backlog_age_s,
