@@ -22,7 +22,7 @@ from millhand_fleet.metrics import render
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
 from millhand_fleet.state import WORKERS_MAX
-from millhand_fleet.status import health_document, status_document
+from millhand_fleet.status import Kept, health_document, status_json
 
 ORDER_ANSWER_S = 5.0
 ORDER_BYTES_MAX = 4096
@@ -50,6 +50,8 @@ class Desk:
     def __init__(self, observer: Observer, pulse: Pulse) -> None:
         self._observer = observer
         self._pulse = pulse
+        self._status_json = Kept(status_json)
+        self._exposition = Kept(render)
 
     def public(self) -> Starlette:
         """Return the app for loopback TCP."""
@@ -81,10 +83,11 @@ class Desk:
         return _json(document, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
-        return _json(status_document(self._observer.snapshot, time.monotonic()))
+        document = self._status_json.of(self._observer.snapshot, time.monotonic())
+        return Response(document, media_type="application/json")
 
     async def _metrics(self, _: Request) -> Response:
-        exposition = render(self._observer.snapshot, time.monotonic())
+        exposition = self._exposition.of(self._observer.snapshot, time.monotonic())
         return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _scale(self, request: Request) -> Response:
