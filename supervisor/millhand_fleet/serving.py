@@ -20,7 +20,7 @@ IDLE_S = 30  # between two requests; longer than the usual 15 s between two scra
 REQUEST_S = 5.0  # until a request has arrived whole, from its first byte or the connection's beginning
 UNREAD_S = 10.0  # for which a reply may wait to be read
 HEADER_BYTES_MAX = 16_384
-CONNECTIONS_MAX = 256  # of one face
+CONNECTIONS_MAX = 640  # of one face: a crowd of 500 has room, and none of it comes back before its time is over
 FACES = 2
 DESCRIPTORS_SPARE = 192  # for Redis, the line, files, and what one burst of connections brings before any is closed
 PEER_TOLD_EVERY_S = 60.0
@@ -128,7 +128,9 @@ class Client(H11Protocol):
         self._await_request()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the next request. Whoever has sent it already means no good, and goes: no usual client does that."""
+        if self.conn.trailing_data[0]:
+            self.transport.close()
         super().on_response_complete()
         self._since_s = self.loop.time()
         self._request_due.cancel()
