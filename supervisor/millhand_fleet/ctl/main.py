@@ -14,13 +14,23 @@ from millhand import __version__
 
 COMMANDS = {
     "up": "millhand_fleet.ctl.up:up",
-    "status": "millhand_fleet.ctl.orders:status",
-    "scale": "millhand_fleet.ctl.orders:scale",
     "stop": "millhand_fleet.ctl.orders:stop",
+    "scale": "millhand_fleet.ctl.orders:scale",
+    "status": "millhand_fleet.ctl.status:status",
+    # here: top
+    # ---
+    # here: pause, resume, drain, restart, reload
+    # ---
     "produce": "millhand_fleet.ctl.produce:produce",
+    # here: tail
     "dead": "millhand_fleet.ctl.dead:dead",
+    # here: trim, verify
     "compare": "millhand_fleet.ctl.compare:compare",
+    # ---
+    # here: doctor
+    # ---
     "config": "millhand_fleet.ctl.config:config",
+    # here: demo, completion
 }
 
 
