@@ -17,20 +17,20 @@ COMMANDS = {
     "stop": "millhand_fleet.ctl.orders:stop",
     "scale": "millhand_fleet.ctl.orders:scale",
     "status": "millhand_fleet.ctl.status:status",
-    # here: top
+    # top stands here
     # ---
-    # here: pause, resume, drain, restart, reload
+    # pause, resume, drain, restart and reload stand here
     # ---
     "produce": "millhand_fleet.ctl.produce:produce",
-    # here: tail
+    # tail stands here
     "dead": "millhand_fleet.ctl.dead:dead",
-    # here: trim, verify
+    # trim and verify stand here
     "compare": "millhand_fleet.ctl.compare:compare",
     # ---
-    # here: doctor
+    # doctor stands here
     # ---
     "config": "millhand_fleet.ctl.config:config",
-    # here: demo, completion
+    # demo and completion stand here
 }
 
 
