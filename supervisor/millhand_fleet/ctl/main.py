@@ -24,13 +24,15 @@ COMMANDS = {
     "produce": "millhand_fleet.ctl.produce:produce",
     # tail stands here
     "dead": "millhand_fleet.ctl.dead:dead",
-    # trim and verify stand here
+    # trim stands here
+    "verify": "millhand_fleet.ctl.verify:verify",
     "compare": "millhand_fleet.ctl.compare:compare",
     # ---
     # doctor stands here
     # ---
     "config": "millhand_fleet.ctl.config:config",
-    # demo and completion stand here
+    "demo": "millhand_fleet.ctl.demo:demo",
+    # completion stands here
 }
 
 
