@@ -17,7 +17,7 @@ COMMANDS = {
     "stop": "millhand_fleet.ctl.orders:stop",
     "scale": "millhand_fleet.ctl.orders:scale",
     "status": "millhand_fleet.ctl.status:status",
-    # top stands here
+    "top": "millhand_fleet.ctl.top:top",
     # ---
     # pause, resume, drain, restart and reload stand here
     # ---
