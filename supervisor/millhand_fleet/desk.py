@@ -22,6 +22,7 @@ from millhand_fleet.metrics import render
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
 from millhand_fleet.state import WORKERS_MAX
+from millhand_fleet.status import health_document, status_document
 
 ORDER_ANSWER_S = 5.0
 ORDER_BYTES_MAX = 4096
@@ -71,7 +72,7 @@ class Desk:
         ]
 
     async def _healthz(self, _: Request) -> Response:
-        document = self._document()
+        document = health_document(self._observer.snapshot, time.monotonic())
         return _json(document, UNAVAILABLE if document["status"] == "down" else OK)
 
     async def _readyz(self, _: Request) -> Response:
@@ -79,30 +80,10 @@ class Desk:
         return _json({"ready": health.ready, "reasons": health.reasons}, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
-        snapshot = self._observer.snapshot
-        return _json({"health": self._document(), **msgspec.to_builtins(snapshot)})
+        return _json(status_document(self._observer.snapshot, time.monotonic()))
 
     async def _metrics(self, _: Request) -> Response:
         return Response(render(self._observer.snapshot), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def _document(self) -> dict[str, Any]:
-        snapshot = self._observer.snapshot
-        health = judge_health(snapshot, time.monotonic())
-        streams = snapshot.streams
-        return {
-            "status": health.status,
-            "ready": health.ready,
-            "reasons": health.reasons,
-            "fleet": snapshot.fleet,
-            "backlog": streams.backlog,
-            "pending": streams.pending,
-            "enriched": streams.enriched,
-            "dead_letters": streams.dead,
-            "success_rate": None if streams.success_rate is None else round(streams.success_rate, 6),
-            "enriched_per_s": streams.enriched_per_s,
-            "workers_ready": sum(row["state"] == "ready" for row in snapshot.workers),
-            "workers_desired": snapshot.desired,
-        }
 
     async def _scale(self, request: Request) -> Response:
         if int(request.headers.get("content-length", ORDER_BYTES_MAX + 1)) > ORDER_BYTES_MAX:

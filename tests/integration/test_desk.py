@@ -115,7 +115,9 @@ async def test_health_counts_what_waits_what_is_in_hand_and_what_is_settled(
     await settler.settle(bad, Bury(Reason.TIMEOUT, "x", 4))
     await settler.settle(slow, Retry(60.0, 1, ("x",)))
 
-    assert await counter.health() == {
+    document = await counter.health()
+    assert 0 < document.pop("backlog_age_s") < 60
+    assert document == {
         "status": "ok",
         "ready": True,
         "reasons": [],
@@ -124,7 +126,9 @@ async def test_health_counts_what_waits_what_is_in_hand_and_what_is_settled(
         "pending": 2,
         "enriched": 2,
         "dead_letters": 1,
+        "drained_in_s": None,
         "success_rate": 0.666667,
+        "success_rate_over": document["success_rate_over"],
         "enriched_per_s": counter.observer.snapshot.streams.enriched_per_s,
         "workers_ready": 2,
         "workers_desired": 2,
