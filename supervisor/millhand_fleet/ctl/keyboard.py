@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 KEY_BYTES_MAX = 16  # an arrow is three
+END_OF_INPUT = "\x04"  # as Ctrl-D
 
 
 @contextmanager
@@ -32,7 +33,9 @@ def single_keys() -> Iterator[Callable[[float], str]]:
 
 def _key(descriptor: int, within_s: float) -> str:
     ready, _, _ = select.select([descriptor], [], [], within_s)
-    return os.read(descriptor, KEY_BYTES_MAX).decode(errors="replace") if ready else ""
+    if not ready:
+        return ""
+    return os.read(descriptor, KEY_BYTES_MAX).decode(errors="replace") or END_OF_INPUT
 
 
 def _only_wait(within_s: float) -> str:

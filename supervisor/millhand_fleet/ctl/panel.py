@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from millhand_fleet.ctl.screen import fact_table, process_table, reasons, title
+from millhand_fleet.ctl.screen import fact_table, process_table, reason_table, title
 from millhand_fleet.ctl.wording import Document, Fact, clock, facts, per_second, recent_dead, span
 
 MINUTE = 60  # refreshes
@@ -14,7 +14,7 @@ REASONS_MAX = 3
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 SPARK_COLUMNS_MIN, SPARK_COLUMNS_MAX = 6, MINUTE
 RATES_COLUMNS = 60  # what the line of the rates needs beside its two curves
-FRAME_LINES = 3  # a blank one, the head of the table, the foot
+FRAME_LINES = 4  # two blank ones, the head of the table, the foot
 RECENT_FRAME_LINES = 2  # a blank one and the heading
 
 
@@ -41,28 +41,34 @@ def screen(view: View, columns: int, lines: int, *, ascii_only: bool = False) ->
     head = [_lost(view)] if view.lost else []
     if document is None:
         return Group(*head or [Text("asking the desk")], Text("q leaves", "dim"))
-    why = reasons(document)
-    if len(why) > REASONS_MAX:
-        why = [*why[: REASONS_MAX - 1], Text(f"  and {len(why) - REASONS_MAX + 1} more: worker-ctl status", "dim")]
-    head += [title(document), *why, Text()]
+    head.append(title(document))
+    why = document["health"]["reasons"]
     told = [_with_curves(fact, view, columns, ascii_only=ascii_only) for fact in facts(document)]
-    foot = Text(f"{clock(document.get('at'))}  q leaves".strip(), "dim")
     room = lines - len(head) - len(told) - FRAME_LINES
-    rows = document["children"]
-    cut = max(0, len(rows) - room)
-    if cut:
-        shown = _most_telling(rows, max(0, room - 1))
-        tail = [Text(f"and {len(rows) - len(shown)} more processes: worker-ctl status", "dim")]
-    else:
-        shown, tail = rows, _recent(document, room - len(rows))
-    parts = [
-        *(_one_line(text) for text in head),
-        fact_table(told, wraps=False),
+    reasons_max = max(1, min(REASONS_MAX, room - 1))
+    room -= min(len(why), reasons_max)
+    rows, tail = _fitting(document["children"], room)
+    tail = tail or _recent(document, room - len(rows))
+    parts: list[RenderableType] = [*map(_one_line, head)]
+    if why:
+        parts.append(reason_table(document, columns, reasons_max, wraps=False))
+    parts += [
         Text(),
-        process_table(shown, columns, wraps=False),
-        *(_one_line(text) for text in (*tail, foot)),
+        fact_table(told, columns, wraps=False),
+        Text(),
+        process_table(rows, columns, wraps=False),
+        *map(_one_line, [*tail, Text(f"{clock(document.get('at'))}  q leaves".strip(), "dim")]),
     ]
     return Group(*parts)
+
+
+def _fitting(rows: Sequence[Document], room: int) -> tuple[Sequence[Document], list[Text]]:
+    """Return as many rows as fit, those first that are not well or wait; and the line that says what is left out."""
+    if len(rows) <= room:
+        return rows, []
+    ranked = sorted(range(len(rows)), key=lambda at: (rows[at]["state"] == "ready" and not _waits(rows[at]), at))
+    shown = [rows[at] for at in sorted(ranked[: max(0, room - 1)])]
+    return shown, [Text(f"and {len(rows) - len(shown)} more processes: worker-ctl status", "dim")]
 
 
 def sparkline(values: Sequence[float], columns: int, *, ascii_only: bool = False) -> str:
@@ -106,12 +112,6 @@ def _recent(document: Document, room: int) -> list[Text]:
         Text("last dead letters", "dim"),
         *(Text(recent_dead(one)) for one in letters[: room - RECENT_FRAME_LINES]),
     ]
-
-
-def _most_telling(rows: Sequence[Document], count: int) -> list[Document]:
-    """Return so many rows, in their order: those first that are not well, or wait for something."""
-    ranked = sorted(range(len(rows)), key=lambda at: (rows[at]["state"] == "ready" and not _waits(rows[at]), at))
-    return [rows[at] for at in sorted(ranked[:count])]
 
 
 def _waits(row: Document) -> bool:

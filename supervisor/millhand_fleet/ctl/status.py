@@ -8,11 +8,12 @@ import click
 from rich.console import Console
 
 from millhand_fleet.ctl.desk_client import ask, await_ready
-from millhand_fleet.ctl.screen import fact_table, process_table, reasons, title
+from millhand_fleet.ctl.screen import fact_table, process_table, reason_table, title
 from millhand_fleet.ctl.settings import load_config
 from millhand_fleet.ctl.wording import Document, facts
 
 WIDTH_OFF_TERMINAL = 1000  # a line of a file or a pipe is not wrapped: grep shall find it
+REASONS_MAX = 1000  # all of them
 EX_NOT_READY = 1
 
 
@@ -46,10 +47,11 @@ def status(file: Path | None, *, as_json: bool, wait_s: float | None) -> None:
 
 def show(document: Document, console: Console) -> None:
     """Print the document for a person."""
+    columns = console.width
     console.print(title(document))
-    for reason in reasons(document):
-        console.print(reason, soft_wrap=not console.is_terminal)
+    if document["health"]["reasons"]:
+        console.print(reason_table(document, columns, REASONS_MAX, wraps=True))
     console.print()
-    console.print(fact_table(facts(document), wraps=True))
+    console.print(fact_table(facts(document), columns, wraps=True))
     console.print()
-    console.print(process_table(document["children"], console.width, wraps=True))
+    console.print(process_table(document["children"], columns, wraps=True))

@@ -7,8 +7,8 @@ from millhand_fleet.ctl.telling import visible
 
 Document = dict[str, Any]
 
-MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
-SHORT_S = 10  # below it, tenths are worth saying
+MINUTE_S, HOUR_MIN, DAY_MIN = 60, 60, 1440
+SHORT_S = 10  # below it, two figures are worth saying
 OVER = {"1m": "1 min", "5m": "5 min", "15m": "15 min"}
 ROLLING = {"restart": "restarting", "reload": "taking in the new configuration", "recycle": "recycling"}
 PLACED = {"in_hand", "oldest_s", "waits_for", "asking"}  # of a worker's stats: said in words of their own
@@ -58,15 +58,15 @@ def headline(document: Document) -> str:
 
 
 def backlog(document: Document) -> str:
-    """Return what waits, for how long already and still, and what is in hand."""
+    """Return what is still to be done, for how long the oldest of it has been there, and when all will be done."""
     streams = document["streams"]
-    parts = [f"{streams['backlog']:,} waiting"]
-    if (age_s := streams.get("backlog_age_s")) is not None:
-        parts.append(f"the oldest for {span(age_s)}")
-    if (drained_in_s := streams.get("drained_in_s")) is not None and streams["backlog"]:
-        parts.append(f"drained in {span(drained_in_s)}")
     in_hand = streams["pending"] - streams["parked"]
-    return ", ".join(parts) + f"; in hand {in_hand:,}, parked {streams['parked']:,}"
+    text = f"{streams['backlog']:,} waiting, {in_hand:,} in hand, {streams['parked']:,} parked"
+    if (age_s := streams.get("backlog_age_s")) is not None:
+        text += f"; oldest {span(age_s)}"
+        drained_in_s = streams.get("drained_in_s")
+        text += "" if drained_in_s is None else f", all done in {span(drained_in_s)}"
+    return text
 
 
 def rates(document: Document) -> str:
@@ -80,18 +80,19 @@ def success(document: Document) -> str:
     """Return the success rate, lately and since ever, and what it is made of."""
     health, streams = document["health"], document["streams"]
     over = health.get("success_rate_over", {})
-    parts = [f"{share(over[key])} in {words}" for key, words in OVER.items() if key in over]
-    parts.append(f"{share(health['success_rate'])} of all, {streams['enriched']:,} enriched")
+    parts = [f"{words} {share(over[key])}" for key, words in OVER.items() if key in over]
+    parts.append(f"ever {share(health['success_rate'])} ({streams['enriched']:,} enriched)")
     return "   ".join(parts)
 
 
 def latency(document: Document) -> str:
     """Return the percentiles of the last minutes: of an event from its arrival to its record, and of a call."""
-    return "   ".join(
-        f"{what} p50 {seconds(of['p50_s'])}  p95 {seconds(of['p95_s'])}  p99 {seconds(of['p99_s'])}"
+    told = (
+        f"{what} {seconds(of['p50_s'])}, {seconds(of['p95_s'])}, {seconds(of['p99_s'])}"
         for what in ("event", "model")
         if (of := document["latency"].get(what))
     )
+    return "   ".join(("p50 p95 p99:", *told))
 
 
 def dead(document: Document) -> str:
@@ -105,10 +106,7 @@ def dead(document: Document) -> str:
 def gate(document: Document) -> str:
     """Return what the gate lets through, and why it does not."""
     view = document["gate"]
-    parts = ["open to calls" if view["state"] == "closed" else view["state"]]
-    if view["state"] != "closed":
-        parts[0] += f" for {span(view['since_s'])}, {'until' if view['state'] == 'paused' else 'probe'} in "
-        parts[0] += span(view["until_s"]) + (f": {plain(view['says'])}" if view["says"] else "")
+    parts = [_gate_state(view)]
     parts.append(f"permits {view['permits']} of {view['permits_max']}")
     if view["tokens"] is not None:
         parts.append(f"tokens {view['tokens']:g}")
@@ -117,8 +115,17 @@ def gate(document: Document) -> str:
     streams = document["streams"]
     saved = streams.get("cache_hits", 0) + streams.get("cache_joined", 0)
     if asked := saved + streams.get("cache_misses", 0):
-        parts.append(f"cache {saved / asked:.0%} of {asked:,}")
+        parts.append(f"cache {saved / asked:.0%}")
     return "   ".join(parts)
+
+
+def _gate_state(view: dict[str, Any]) -> str:
+    if view["state"] == "closed":
+        return "open to calls"  # the breaker is closed, which reads like the contrary
+    why = f": {plain(view['says'])}" if view["says"] else ""
+    if view["state"] == "paused":
+        return f"paused for {span(view['until_s'])} more{why}"
+    return f"{plain(view['state'])} for {span(view['since_s'])}, probe in {span(view['until_s'])}{why}"
 
 
 def redis(document: Document) -> str:
@@ -168,20 +175,28 @@ def clock(at: Any) -> str:
 
 def span(of_s: float) -> str:
     """Return a length of time with two figures or so: 3.2 s, 48 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    if of_s < MINUTE_S:
+    if of_s < SHORT_S:
         return seconds(of_s)
-    if of_s < HOUR_S:
-        return f"{of_s / MINUTE_S:.0f} min"
-    large, small, of_large, of_small = ("d", "h", DAY_S, HOUR_S) if of_s >= DAY_S else ("h", "min", HOUR_S, MINUTE_S)
-    whole, rest = divmod(of_s, of_large)
-    return f"{whole:.0f} {large}" + (f" {rest // of_small:.0f} {small}" if rest >= of_small else "")
+    if round(of_s) < MINUTE_S:
+        return f"{of_s:.0f} s"
+    minutes = round(of_s / MINUTE_S)
+    if minutes < HOUR_MIN:
+        return f"{minutes} min"
+    if minutes < DAY_MIN:
+        return _two(minutes, HOUR_MIN, "h", 1, "min")
+    return _two(round(minutes / HOUR_MIN) * HOUR_MIN, DAY_MIN, "d", HOUR_MIN, "h")
+
+
+def _two(minutes: int, of_large: int, large: str, of_small: int, small: str) -> str:
+    whole, rest = divmod(minutes, of_large)
+    return f"{whole} {large}" + (f" {rest // of_small} {small}" if rest else "")
 
 
 def seconds(of_s: float | None) -> str:
     """Return seconds as 0.041 s, 3.2 s or 48 s."""
     if of_s is None:
         return UNKNOWN
-    return f"{of_s:.0f} s" if of_s >= SHORT_S or of_s == 0 else f"{of_s:.1f} s" if of_s >= 1 else f"{of_s:.2g} s"
+    return f"{of_s:.0f} s" if of_s >= SHORT_S else f"{of_s:.2g} s"
 
 
 def per_second(rate: float | None) -> str:
