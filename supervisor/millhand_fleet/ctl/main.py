@@ -22,7 +22,7 @@ COMMANDS = {
     # pause, resume, drain, restart and reload stand here
     # ---
     "produce": "millhand_fleet.ctl.produce:produce",
-    # tail stands here
+    "tail": "millhand_fleet.ctl.tail:tail",
     "dead": "millhand_fleet.ctl.dead:dead",
     # trim stands here
     "verify": "millhand_fleet.ctl.verify:verify",
