@@ -65,9 +65,9 @@ def compare(
     file: Path | None, *, names: tuple[str, ...], of_runs: bool, of_repeats: bool, by_payload: bool, limit: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Show whether the same event got the same answer: in the records A and B, in two runs, or in one.
+    """Show whether the same event got the same answer.
 
-    A and B are ids of entries of the fleet's output, or src:ID for the record of the raw entry ID. With --runs they are
+    In the records A and B, in two runs, or in one. A and B are ids of entries of the fleet's output, or src:ID for the record of the raw entry ID. With --runs they are
     streams, whose events are matched by event_id, or by payload where they have none. Equal hashes are the same answer;
     where they differ it shows each field, and what of meta may be the reason.
 

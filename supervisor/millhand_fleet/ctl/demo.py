@@ -84,7 +84,10 @@ words = {{ type = "string", length_max = 40 }}
     help="What it makes goes there. An earlier demo's folder is made anew.",
 )  # fmt: skip
 def demo(folder: Path) -> None:
-    """Run the whole thing once: an embedded Valkey and model, two workers, sixty events, and the proof of the rate.
+    """Run the whole thing once, on sample events.
+
+    It starts a Valkey, a small model and two workers, sends sixty events through them, shows what came out and what was
+    buried, proves the rate, and ends.
 
     Exit code 0 if the rate is proven; 1 if not, or if a demo's fleet still runs in the folder; 69 if the fleet does not
     become ready; 78 if an embedded part is missing.

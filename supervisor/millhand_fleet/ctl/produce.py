@@ -38,7 +38,7 @@ class Line(msgspec.Struct, frozen=True):
 @click.option("--from-line", type=click.IntRange(1), default=1, show_default=True, help="Skip the lines before this.")
 @click.pass_obj
 def produce(file: Path | None, source: IO[bytes], stream: str | None, from_line: int) -> None:
-    """Write the JSON objects of SOURCE (a JSON Lines file, or - for standard input) to the input stream.
+    """Write events to the input stream: the JSON objects of SOURCE, a JSON Lines file or - for standard input.
 
     A line that is no JSON object, or too large, is refused and named by its number; the others are written. Exit code:
     0 if all lines were written, 1 if some were refused, 69 if Redis failed on the way.

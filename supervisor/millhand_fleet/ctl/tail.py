@@ -61,9 +61,9 @@ def beginning(value: str) -> str:
 def tail(
     file: Path | None, *, place: str, count: int | None, with_dead: bool, ends: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Follow the enriched events, a line each: when, id, what each task said, and the event's text.
+    """Follow the enriched events.
 
-    A restart of Redis is waited for, and said on standard error.
+    A line each: when, id, what each task said, and the event's text. A restart of Redis is waited for, and said on standard error.
 
     Exit code 0 at the end of --count or --no-follow; 69 if Redis does not answer at the start; 78 if it refuses; 130
     after Ctrl-C.

@@ -29,7 +29,9 @@ LINES_UNBOUNDED = 10_000  # of --once, whose paper is as long as need be
 @click.option("--once", is_flag=True, help="Print one screen and end.")
 @click.pass_obj
 def top(file: Path | None, *, once: bool) -> None:
-    """Watch the fleet: backlog, rates, latency, gate, and what each worker is doing, every second. q leaves.
+    """Watch the fleet on a live screen.
+
+    Backlog, rates, latency, gate and what each worker is doing, fresh every second. q leaves.
 
     Exit code 0, also after q and Ctrl-C; 2 where there is no terminal; with --once 69 if the fleet does not answer.
 

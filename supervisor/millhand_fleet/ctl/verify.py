@@ -38,7 +38,9 @@ EX_NOT_PROVEN = 1
 @click.option("--json", is_flag=True, help="The same as one JSON object.")
 @click.pass_obj
 def verify(file: Path | None, *, min_rate: float, wait_s: float, json: bool) -> None:
-    """Prove the enrichment rate: read input, output and dead letters whole, and count each event once.
+    """Prove the enrichment rate from the streams.
+
+    Input, output and dead letters are read whole, and each event is counted once.
 
     Exit code 0 if events were enriched, at the rate asked for, and none of them twice; 1 with the reason otherwise; 69
     if Redis does not answer; 78 if the streams cannot be read.
