@@ -67,9 +67,10 @@ def compare(
 ) -> None:  # fmt: skip
     """Show whether the same event got the same answer.
 
-    In the records A and B, in two runs, or in one. A and B are ids of entries of the fleet's output, or src:ID for the record of the raw entry ID. With --runs they are
-    streams, whose events are matched by event_id, or by payload where they have none. Equal hashes are the same answer;
-    where they differ it shows each field, and what of meta may be the reason.
+    In the records A and B, in two runs, or in one. A and B are ids of entries of the fleet's output, or src:ID for
+    the record of the raw entry ID. With --runs they are streams, whose events are matched by event_id, or by
+    payload where they have none. Equal hashes are the same answer; where they differ it shows each field, and what
+    of meta may be the reason.
 
     Exit code 0 if all are the same; 1 if one differs, is missing on one side, or cannot be read; 2 if there is no such
     entry or stream; 69 if Redis does not answer.

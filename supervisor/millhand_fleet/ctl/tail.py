@@ -63,7 +63,8 @@ def tail(
 ) -> None:  # fmt: skip
     """Follow the enriched events.
 
-    A line each: when, id, what each task said, and the event's text. A restart of Redis is waited for, and said on standard error.
+    A line each: when, id, what each task said, and the event's text. A restart of Redis is waited for, and said on
+    standard error.
 
     Exit code 0 at the end of --count or --no-follow; 69 if Redis does not answer at the start; 78 if it refuses; 130
     after Ctrl-C.

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 def trim(file: Path | None, *, older_than: float | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete old finished events from the input, after asking.
 
-    Finished is what every group that reads the stream has acknowledged. What waits, is in hand or is parked stays, and so does all that came after it. The janitor does the same by itself,
-    once a finished event is as old as input.keep_s.
+    Finished is what every group that reads the stream has acknowledged. What waits, is in hand or is parked stays, and
+    so does all that came after it. The janitor does the same by itself, once a finished event is as old as
+    input.keep_s.
 
     Exit code 0; 1 if the answer is no; 69 if Redis does not answer; 78 if it refuses.
 
