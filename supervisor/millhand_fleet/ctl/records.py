@@ -17,6 +17,7 @@ from millhand_fleet.recent import moment
 
 TEXT_CHARS_MAX = 200
 VALUE_CHARS_MAX = 60
+ID_FROM_COLUMNS = 70
 NOT_ASCII = re.compile(r"[^\x20-\x7e]")
 
 
@@ -28,8 +29,11 @@ class Outputs(NamedTuple):
     text_fields: tuple[str, ...]
 
 
-def line(entry: Entry, outputs: Outputs) -> Text:
-    """Return an entry in one line: when, its id, what the model said of it or why it was buried, and its text."""
+def line(entry: Entry, outputs: Outputs, columns: int) -> Text:
+    """Return an entry in one line: when, its id, what the model said of it or why it was buried, and its text.
+
+    A screen of few columns gets no id.
+    """
     payload = _payload(entry.fields)
     if entry.stream == outputs.dead_letter:
         reason = plain(entry.fields.get(b"failure_reason", b"").decode(errors="replace"))
@@ -38,8 +42,8 @@ def line(entry: Entry, outputs: Outputs) -> Text:
     else:
         said = Text("   ").join(_results(payload.get(ENRICHMENT)))
     shown = _cut(visible(text_of(payload, outputs.text_fields).encode(errors="replace")), TEXT_CHARS_MAX)
-    head = Text.assemble((clock(moment(entry.id)), "dim"), "  ", (entry.id, "dim"), "  ")
-    return Text.assemble(head, said, ("  | " + shown if shown else "", "dim"))
+    head = clock(moment(entry.id)) + (f"  {entry.id}" if columns >= ID_FROM_COLUMNS else "")
+    return Text.assemble((head, "dim"), "  ", said, ("  | " + shown if shown else "", "dim"))
 
 
 def json_line(entry: Entry, outputs: Outputs) -> str:

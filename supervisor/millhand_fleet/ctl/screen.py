@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -60,6 +61,14 @@ def process_table(rows: Iterable[dict[str, object]], columns: int, *, wraps: boo
     for one in cells:
         table.add_row(*(Text(getattr(one, name), _style(name, one)) for name in shown))
     return table
+
+
+def print_trimmed(console: Console, what: RenderableType) -> None:
+    """Print without the blanks with which tables fill their lines up."""
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        console.file.write(f"{line.rstrip()}\n")
 
 
 def _grid(rows: Sequence[tuple[str, str]], columns: int, style: str, *, wraps: bool) -> Table:

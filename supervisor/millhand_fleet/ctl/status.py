@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from millhand_fleet.ctl.desk_client import ask, await_ready
-from millhand_fleet.ctl.screen import fact_table, process_table, reason_table, title
+from millhand_fleet.ctl.screen import fact_table, print_trimmed, process_table, reason_table, title
 from millhand_fleet.ctl.settings import load_config
 from millhand_fleet.ctl.wording import Document, facts
 
@@ -48,10 +49,9 @@ def status(file: Path | None, *, as_json: bool, wait_s: float | None) -> None:
 def show(document: Document, console: Console) -> None:
     """Print the document for a person."""
     columns = console.width
-    console.print(title(document))
+    parts: list[RenderableType] = [title(document)]
     if document["health"]["reasons"]:
-        console.print(reason_table(document, columns, REASONS_MAX, wraps=True))
-    console.print()
-    console.print(fact_table(facts(document), columns, wraps=True))
-    console.print()
-    console.print(process_table(document["children"], columns, wraps=True))
+        parts.append(reason_table(document, columns, REASONS_MAX, wraps=True))
+    parts += [Text(), fact_table(facts(document), columns, wraps=True)]
+    parts += [Text(), process_table(document["children"], columns, wraps=True)]
+    print_trimmed(console, Group(*parts))

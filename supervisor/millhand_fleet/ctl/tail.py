@@ -82,7 +82,7 @@ def tail(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OFF_TERMINAL)
 
     def show(entry: Entry) -> None:
-        console.print(line(entry, outputs), no_wrap=True, overflow="ellipsis", crop=True)
+        console.print(line(entry, outputs, console.width), no_wrap=True, overflow="ellipsis", crop=True)
 
     _run(config, order, show)
 

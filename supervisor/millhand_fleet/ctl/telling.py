@@ -76,7 +76,12 @@ def refused(tally: Counter[Requeued]) -> int:
 
 def requeued(tally: Counter[Requeued]) -> str:
     """Return what was done, in numbers."""
-    return f"requeued: {tally[Requeued.OK]}, refused: {refused(tally)}, gone: {tally[Requeued.GONE]}"
+    return ", ".join(f"{word}: {count}" for word, count in requeued_counts(tally).items())
+
+
+def requeued_counts(tally: Counter[Requeued]) -> dict[str, int]:
+    """Return the same as numbers by their words."""
+    return {"requeued": tally[Requeued.OK], "refused": refused(tally), "gone": tally[Requeued.GONE]}
 
 
 def _text_or_base64(value: bytes) -> str | dict[str, str]:

@@ -15,6 +15,7 @@ from millhand.stop import on_stop_signals
 from millhand_fleet.ctl.desk_client import NO_ANSWER, ask, remedy, request
 from millhand_fleet.ctl.keyboard import single_keys
 from millhand_fleet.ctl.panel import MINUTE, Rates, View, screen
+from millhand_fleet.ctl.screen import print_trimmed
 from millhand_fleet.ctl.settings import load_config
 from millhand_fleet.ctl.wording import Document, clock
 
@@ -43,7 +44,7 @@ def top(file: Path | None, *, once: bool) -> None:
     console = Console(highlight=False)
     if once:
         view = View(ask(config, "GET", "/status"))
-        console.print(screen(view, console.width, LINES_UNBOUNDED, ascii_only=console.options.ascii_only))
+        print_trimmed(console, screen(view, console.width, LINES_UNBOUNDED, ascii_only=console.options.ascii_only))
         return
     if not console.is_terminal or console.is_dumb_terminal:
         raise click.UsageError("There is no terminal to draw on: use `worker-ctl status --json`, or top --once.")
