@@ -18,7 +18,7 @@ from millhand.keys import Keys
 from millhand.stream import RedisError, connect
 from millhand_fleet.comparison import Comparison, Difference, Runs, SameEvent
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
-from millhand_fleet.ctl.telling import visible
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.outputs import OF_SOURCE, NotThere, Report, one_run, two_records, two_runs
 
 if TYPE_CHECKING:

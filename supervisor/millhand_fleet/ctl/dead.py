@@ -142,7 +142,7 @@ def requeue(
     the meantime, or by this command itself where Redis's answer was lost.
 
     \b
-    Examples: worker-ctl dead requeue --reason model_error --newer-than 2h --dry-run
+    Examples: worker-ctl dead requeue --reason timeout --newer-than 2h --dry-run
               worker-ctl dead requeue 1763892381190-0 --force
     """  # noqa: D301 - click's own mark
     _require_choice(selection, everything=everything)

@@ -30,8 +30,8 @@ from millhand.layers import load
 from millhand.stream import connect
 from millhand_fleet.ctl.desk_client import NO_ANSWER, request
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, redis_url
-from millhand_fleet.ctl.telling import visible
 from millhand_fleet.ctl.verify import as_json, lines, proven
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.embedded.preflight import require_model_server, valkey_binary
 from millhand_fleet.state import ENDPOINTS, StateDir
 

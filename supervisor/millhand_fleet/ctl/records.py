@@ -10,7 +10,7 @@ from rich.text import Text
 
 from millhand.event import DATA, ENRICHMENT, EVENT_ID, text_of
 from millhand.tasks.task import META
-from millhand_fleet.ctl.telling import visible
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.ctl.wording import clock, plain
 from millhand_fleet.following import Entry
 from millhand_fleet.recent import moment

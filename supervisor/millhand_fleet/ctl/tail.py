@@ -71,7 +71,7 @@ def tail(
 
     \b
     Examples: worker-ctl tail --dead
-              worker-ctl tail --from 10m --no-follow --json | jq .data.ai_enrichment
+              worker-ctl tail --from 10m --no-follow --json | jq .data.id
     """  # noqa: D301 - click's own mark
     config, order = load_config(file), Order(place, count, with_dead, ends)
     _, enriched, dead_letter = config.stream_names()

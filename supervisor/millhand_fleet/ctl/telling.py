@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from millhand_fleet.ctl.selecting import UNITS_S
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.deadletters import DeadLetter, Requeued
 
 PART_BYTES_MAX = 200  # of the detail, and of the event, in a row
@@ -15,12 +16,6 @@ WHY_NOT = {
     Requeued.TOO_WIDE: "its {fields} fields are more than one script can write",
     Requeued.FOREIGN: "the fleet has not written this entry",
 }
-
-
-def visible(value: bytes) -> str:
-    """Return bytes as text of one line: what is no UTF-8, or not printable, is escaped with backslashes."""
-    text = value.decode(errors="backslashreplace")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def head(*, with_source: bool) -> str:

@@ -16,7 +16,7 @@ from millhand.config import Config
 from millhand.keys import Keys
 from millhand.stream import RedisError, connect
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
-from millhand_fleet.ctl.telling import visible
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.proof import Report, is_settled, prove
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from millhand_fleet.ctl.telling import visible
+from millhand_fleet.ctl.visible import visible
 
 Document = dict[str, Any]
 
