@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from millhand.stop import Stop
 
@@ -22,10 +23,19 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Protocol(H11Protocol):
+    """Lets an app cut its connection at once, as `scope["state"]["abort"]`: closing waits until all was taken."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.app_state = {**self.app_state, "abort": transport.abort}
+        super().connection_made(transport)
+
+
 async def serve(app: Any, sockets: list[socket.socket], stop: Stop) -> None:
     """Serve an ASGI app until a stop is requested."""
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -1,0 +1,102 @@
+"""The status document as it changes: server-sent events for the web page."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from millhand_fleet.snapshot import REFRESH_EVERY_S
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from millhand.stop import Stop
+
+CLIENTS_MAX = 32
+SEND_S_MAX = 10.0  # a client that does not take a message for so long is dropped
+RECONNECT_MS = 2000
+UNAVAILABLE = 503
+HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+Waiting: TypeAlias = "asyncio.Future[Any]"
+OPENING = f"retry: {RECONNECT_MS}\n: one message a second, each a whole status document\n\n".encode()
+
+
+class Live:
+    """An ASGI app that sends its clients the newest document about once a second, until a stop is requested.
+
+    Nothing is queued: whoever is slow gets the newest when he has taken the last, and is dropped if that takes too
+    long. All share one encoded message. Clients beyond `CLIENTS_MAX` get a 503.
+    """
+
+    def __init__(self, document: Callable[[], Any], stop: "Stop") -> None:
+        self._document = document
+        self._stop = stop
+        self._message = b""
+        self._made_at = float("-inf")
+        self.clients = 0
+
+    def route(self) -> Route:
+        """Return the route that this is to be found at."""
+        return Route("/live", self, methods=["GET"])
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Answer one client."""
+        if self.clients >= CLIENTS_MAX:
+            refusal = {"error": f"{CLIENTS_MAX} clients follow already; ask /status, or close one of them"}
+            await JSONResponse(refusal, UNAVAILABLE)(scope, receive, send)
+            return
+        self.clients += 1
+        gone, ending = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self._stop.wait())
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            if scope["method"] != "HEAD":
+                await self._follow(send, gone, ending)
+            await send({"type": "http.response.body", "body": b""})
+        except _Stuck:
+            await _drop(scope, gone)
+        finally:
+            self.clients -= 1
+            gone.cancel()
+            ending.cancel()
+
+    async def _follow(self, send: "Send", gone: Waiting, ending: Waiting) -> None:
+        body = OPENING
+        while not (gone.done() or ending.done()):
+            sending = asyncio.ensure_future(
+                send({"type": "http.response.body", "body": body + self._newest(), "more_body": True})
+            )
+            await asyncio.wait({sending, gone, ending}, timeout=SEND_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                sending.cancel()
+                raise _Stuck
+            body = b""
+            await asyncio.wait({gone, ending}, timeout=REFRESH_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+
+    def _newest(self) -> bytes:
+        """Return the document as a message; encoded once for all who want it within the same half refresh."""
+        now = time.monotonic()
+        if now - self._made_at > REFRESH_EVERY_S / 2:
+            self._message = b"data: " + msgspec.json.encode(self._document()) + b"\n\n"  # JSON holds no line feed
+            self._made_at = now
+        return self._message
+
+
+class _Stuck(Exception):
+    """A client takes nothing."""
+
+
+async def _gone(receive: "Receive") -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _drop(scope: "Scope", gone: Waiting) -> None:
+    """Cut a connection whose other side takes nothing: to close it in good order would wait for him for ever."""
+    abort = scope.get("state", {}).get("abort")
+    if abort is not None:
+        abort()
+        await asyncio.wait({gone}, timeout=SEND_S_MAX)
