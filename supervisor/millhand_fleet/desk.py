@@ -39,7 +39,7 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
     async def life(stop: Stop, pulse: Pulse) -> None:
         observer = Observer(config)
         pulse.hear = observer.hear
-        live = Live(lambda: status_document(observer.snapshot, time.monotonic()), stop)
+        live = Live(lambda: status_document(observer.snapshot, time.monotonic()), observer.past, stop)
         desk = Desk(observer, pulse, [*page_routes(), live.route()])
         public = Doorkeeper(desk.public())
         pulse.send({"ready": True})

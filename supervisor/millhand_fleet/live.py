@@ -22,18 +22,20 @@ RECONNECT_MS = 2000
 UNAVAILABLE = 503
 HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 Waiting: TypeAlias = "asyncio.Future[Any]"
-OPENING = f"retry: {RECONNECT_MS}\n: one message a second, each a whole status document\n\n".encode()
+OPENING = f"retry: {RECONNECT_MS}\n: each message is a whole status document; one comes about every second\n\n".encode()
 
 
 class Live:
     """An ASGI app that sends its clients the newest document about once a second, until a stop is requested.
 
-    Nothing is queued: whoever is slow gets the newest when he has taken the last, and is dropped if that takes too
-    long. All share one encoded message. Clients beyond `CLIENTS_MAX` get a 503.
+    A client first gets an event `past`: rows of [seconds ago, in a second, out a second]. Nothing is queued: whoever is
+    slow gets the newest when he has taken the last, and is dropped if that takes too long. All share one encoded
+    message. Clients beyond `CLIENTS_MAX` get a 503.
     """
 
-    def __init__(self, document: Callable[[], Any], stop: "Stop") -> None:
+    def __init__(self, document: Callable[[], Any], past: Callable[[], Any], stop: "Stop") -> None:
         self._document = document
+        self._past = past
         self._stop = stop
         self._message = b""
         self._made_at = float("-inf")
@@ -64,7 +66,7 @@ class Live:
             ending.cancel()
 
     async def _follow(self, send: "Send", gone: Waiting, ending: Waiting) -> None:
-        body = OPENING
+        body = OPENING + b"event: past\n" + _data(self._past())
         while not (gone.done() or ending.done()):
             sending = asyncio.ensure_future(
                 send({"type": "http.response.body", "body": body + self._newest(), "more_body": True})
@@ -80,9 +82,13 @@ class Live:
         """Return the document as a message; encoded once for all who want it within the same half refresh."""
         now = time.monotonic()
         if now - self._made_at > REFRESH_EVERY_S / 2:
-            self._message = b"data: " + msgspec.json.encode(self._document()) + b"\n\n"  # JSON holds no line feed
+            self._message = _data(self._document())
             self._made_at = now
         return self._message
+
+
+def _data(document: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(document) + b"\n\n"  # compact JSON holds no line feed
 
 
 class _Stuck(Exception):

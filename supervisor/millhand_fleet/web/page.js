@@ -97,8 +97,8 @@ function draw(status) {
   drawState(status, health);
   drawRace(health, streams);
   put("backlog", count(health.backlog));
-  put("backlog-age", health.backlog === 0 ? "nothing waits" : span(health.backlog_age_s));
-  put("drained", health.backlog === 0 ? "is drained" : span(health.drained_in_s));
+  put("backlog-age", health.backlog_age_s === null ? "none" : span(health.backlog_age_s));
+  put("drained", drainedOf(health, streams));
   drawRates(streams.in_per_s, health.enriched_per_s);
   drawSuccess(health);
   drawLatency(status.latency ?? {});
@@ -148,6 +148,12 @@ function waitingSentence(health, streams) {
   return `${waiting}.`;
 }
 
+function drainedOf(health, streams) {
+  if (health.backlog === 0) return "nothing waits";
+  const grows = health.drained_in_s === null && streams.in_per_s > health.enriched_per_s;
+  return grows ? "not at this rate" : span(health.drained_in_s);
+}
+
 function drawIcon(state) {
   const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="${ICON_COLOURS[state]}" d="${MARKS[state]}"/></svg>`;
   const href = `data:image/svg+xml,${encodeURIComponent(icon)}`;
@@ -164,33 +170,40 @@ function drawRace(health, streams) {
   at("race-dead").parentElement.classList.toggle("some", health.dead_letters > 0);
 }
 
-const history = []; // what this page has heard: {at_s, in, out}
+let past = []; // {at_s, in, out}, by this page's clock; a stream opens with what was before
 function remember(status) {
+  const at_s = performance.now() / 1000;
+  past.push({ at_s, in: status.streams?.in_per_s ?? 0, out: status.health?.enriched_per_s ?? 0 });
+  while (past[0].at_s < at_s - SPARK_S) past.shift();
+}
+
+function recall(points) {
   const now_s = performance.now() / 1000;
-  history.push({ at_s: now_s, in: status.streams?.in_per_s ?? 0, out: status.health?.enriched_per_s ?? 0 });
-  while (history[0].at_s < now_s - SPARK_S) history.shift();
+  past = points.map(([ago_s, into, out]) => ({ at_s: now_s - ago_s, in: into, out }));
 }
 
 function drawRates(into, out) {
   const now_s = performance.now() / 1000;
-  const peak = Math.max(...history.map((point) => Math.max(point.in, point.out)));
+  const peak = Math.max(...past.map((point) => Math.max(point.in, point.out)));
   const x = (point) => SPARK_WIDTH - ((now_s - point.at_s) / SPARK_S) * SPARK_WIDTH;
   const y = (value) => SPARK_HEIGHT - 1 - (value / Math.max(peak, 1)) * (SPARK_HEIGHT - 3);
-  const line = (of) => history.map((point, n) => `${n ? "L" : "M"}${x(point).toFixed(1)} ${y(point[of]).toFixed(1)}`).join("");
+  const line = (of) => past.map((point, n) => `${n ? "L" : "M"}${x(point).toFixed(1)} ${y(point[of]).toFixed(1)}`).join("");
   at("spark-in").setAttribute("d", line("in"));
   at("spark-out").setAttribute("d", line("out"));
-  at("spark-area").setAttribute("d", `${line("out")}L${SPARK_WIDTH} ${SPARK_HEIGHT}L${x(history[0]).toFixed(1)} ${SPARK_HEIGHT}Z`);
+  at("spark-area").setAttribute("d", `${line("out")}L${SPARK_WIDTH} ${SPARK_HEIGHT}L${x(past[0]).toFixed(1)} ${SPARK_HEIGHT}Z`);
   put("rate-out", rate(out));
   put("rate-out-2", rate(out));
   put("rate-in", rate(into));
   put("rate-peak", rate(peak));
-  at("spark").setAttribute("aria-label", `Rate since this page was opened: now ${rate(into)} in, ${rate(out)} out a second; peak ${rate(peak)}`);
+  at("spark").setAttribute("aria-label", `Rate of the last 5 minutes: now ${rate(into)} in, ${rate(out)} out a second; peak ${rate(peak)}`);
 }
 
 function drawSuccess(health) {
   const over = health.success_rate_over ?? {};
-  put("success", share(over["5m"] ?? health.success_rate));
-  for (const window of ["1m", "5m", "15m"]) put(`success-${window}`, share(over[window]));
+  put("success", share(over["5m"]));
+  put("success-1m", share(over["1m"]));
+  put("success-15m", share(over["15m"]));
+  put("success-ever", share(health.success_rate));
 }
 
 function drawLatency(latency) {
@@ -205,12 +218,17 @@ function drawGate(status, gate) {
   put("gate-state", GATE_WORDS[gate.state] ?? gate.state ?? NOTHING);
   put("gate-says", gateSays(gate));
   put("permits", `${count(gate.permits)} of ${count(gate.permits_max)}`);
-  const meter = at("permits-meter");
-  meter.max = Math.max(1, gate.permits_max ?? 1);
-  meter.value = gate.permits ?? 0;
+  drawMeter(at("permits-meter"), gate.permits ?? 0, gate.permits_max ?? 0);
   put("tokens", gate.tokens === null ? "no rate is set" : rate(gate.tokens));
   put("strikes", count(gate.strikes));
-  put("calls", Object.entries(gate.calls ?? {}).map(([end, n]) => `${end} ${count(n)}`).join(" · ") || NOTHING);
+  const calls = Object.entries(gate.calls ?? {}).filter(([end, n]) => end === "ok" || n > 0);
+  put("calls", calls.map(([end, n]) => `${count(n)} ${end}`).join(" · ") || NOTHING);
+}
+
+function drawMeter(meter, value, max) {
+  meter.setAttribute("aria-valuemax", String(Math.max(max, value, 1)));
+  meter.setAttribute("aria-valuenow", String(value));
+  meter.firstElementChild.style.width = `${(100 * value) / Math.max(max, value, 1)}%`;
 }
 
 function gateSays(gate) {
@@ -221,13 +239,19 @@ function gateSays(gate) {
 
 // -- processes --------------------------------------------------------------------------------------------------------
 
-const COLUMNS = ["name", "state", "doing", "in hand", "up", "restarts", "memory", "pid"];
+const COLUMNS = ["name", "state", "doing", "in hand", "done", "up", "restarts", "memory", "pid"];
+const DUTIES = { janitor: "hands back what nobody holds any more", desk: "answers, and draws this page" };
 const seen = new Map(); // the pid that a process had when it was drawn last
 
 function drawProcesses(status, health) {
-  const children = status.children ?? [];
+  const children = [...(status.children ?? [])].sort(byRank);
   put("workers-count", known(health.workers_ready) ? `${health.workers_ready} of ${count(health.workers_desired)} workers ready` : "");
   list(at("processes"), children, (child) => child.name, makeProcess, fillProcess);
+}
+
+const number = (name) => Number(/^worker-(\d+)$/.exec(name)?.[1] ?? Infinity);
+function byRank(one, other) {
+  return (number(one.name) - number(other.name) || 0) || one.name.localeCompare(other.name); // workers first
 }
 
 function makeProcess() {
@@ -245,18 +269,20 @@ function makeProcess() {
 }
 
 function fillProcess(row, child) {
-  const [name, state, doing, hand, up, restarts, memory, pid] = row.children;
+  const [name, state, doing, hand, done, up, restarts, memory, pid] = row.children;
   put(name, child.name);
   const pill = state.firstChild;
   put(pill, child.state ?? NOTHING);
   pill.className = `pill ${child.state === "ready" ? "good" : child.state === "restarting" ? "bad" : "warn"}`;
   put(doing, doingOf(child));
   put(hand, count(child.stats?.in_hand));
+  put(done, count(child.stats?.done));
   put(up, span(known(child.for_s) ? Math.floor(child.for_s) : undefined));
   put(restarts, count(child.restarts));
   restarts.classList.toggle("some", child.restarts > 0);
   put(memory, known(child.rss_mib) ? `${count(child.rss_mib)} MiB` : NOTHING);
-  put(pid, child.pid === undefined || child.pid === null ? NOTHING : String(child.pid));
+  put(pid, known(child.pid) ? String(child.pid) : NOTHING);
+  for (const cell of row.children) cell.classList.toggle("nil", cell.textContent === NOTHING);
   if (seen.has(child.name) && child.pid && seen.get(child.name) !== child.pid) row.classList.add("new");
   if (child.pid) seen.set(child.name, child.pid);
 }
@@ -269,7 +295,7 @@ function doingOf(child) {
   else if (stats.asking > 0) said.push(`asks the model, ${many(stats.asking, "call")}`);
   else if (stats.at_the_gate) said.push("waits at the gate");
   else if (stats.in_hand > 0) said.push("works");
-  else if (child.name.startsWith("worker-")) said.push("idle");
+  else said.push(DUTIES[child.name] ?? "idle");
   if (stats.oldest_s > 0) said.push(`oldest in hand ${span(stats.oldest_s)}`);
   if (child.state === "ready" && child.restarts > 0 && child.last_exit) said.push(`the one before ended with ${child.last_exit}`);
   return said.filter(Boolean).join("; ") || NOTHING;
@@ -323,6 +349,9 @@ function makeDead() {
 
 function drawEnriched(status) {
   const recent = status.recent_enriched ?? [];
+  const read = at("enriched").matches(":focus-within") || at("enriched").querySelector("details[open]") !== null;
+  at("enriched-held").hidden = !read;
+  if (read) return; // what somebody reads, or has the focus in, is not taken away
   at("enriched-none").hidden = recent.length > 0;
   at("payload-note").hidden = !recent.length || recent.some((entry) => known(entry.payload?.length) || entry.results);
   list(at("enriched"), recent, (entry) => entry.id, makeEnriched, (item, entry) => {
@@ -410,6 +439,7 @@ function open() {
     polls = false;
     hear(message.data);
   };
+  source.addEventListener("past", (message) => recall(JSON.parse(message.data)));
   source.onerror = () => {
     if (source.readyState !== EventSource.CLOSED) return; // it tries again by itself
     ask();
