@@ -84,13 +84,15 @@ class Desk:
 
     async def _readyz(self, _: Request) -> Response:
         health = judge_health(self._observer.snapshot, time.monotonic())
-        return _json({"ready": health.ready, "reasons": health.reasons}, OK if health.ready else UNAVAILABLE)
+        document = {"ready": health.ready, "reasons": health.reasons, "notes": health.notes}
+        return _json(document, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
         return _json(status_document(self._observer.snapshot, time.monotonic()))
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(render(self._observer.snapshot), media_type="text/plain; version=0.0.4; charset=utf-8")
+        exposition = render(self._observer.snapshot, time.monotonic())
+        return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _scale(self, request: Request) -> Response:
         if int(request.headers.get("content-length", ORDER_BYTES_MAX + 1)) > ORDER_BYTES_MAX:

@@ -15,7 +15,7 @@ from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Age, Backlog
 from millhand_fleet.gate_view import GateView, look_at_gate
 from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of, past_of
-from millhand_fleet.latency import LatencyView
+from millhand_fleet.latency import LatencyView, Measured, Measurements
 from millhand_fleet.recent import DeadRecord, EnrichedRecord, Recent
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class RedisView(msgspec.Struct, frozen=True):
     error: str | None = None
     server: str = ""
     durability: str = "unknown"  # durable | weak: everysec | none | unknown
+    database: int = 0
     eviction: str = "unknown"  # its maxmemory-policy; any but noeviction may throw events away
 
 
@@ -43,6 +44,7 @@ class StreamsView(msgspec.Struct, frozen=True):
     """What stands in the streams. All counts are events."""
 
     input_length: int = 0
+    added: int = 0  # since the stream began
     backlog: int = 0  # not yet delivered to any worker
     pending: int = 0  # delivered, and not yet settled
     parked: int = 0  # of the pending: waiting for their retry
@@ -99,6 +101,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     output_length: int = 0
     dead_letter_length: int = 0
     latency: LatencyView = LatencyView()
+    measured: Measured = Measured()
     recent_dead: tuple[DeadRecord, ...] = ()
     recent_enriched: tuple[EnrichedRecord, ...] = ()
     keys: Keys | None = None
@@ -117,16 +120,22 @@ class Observer:
         self._keys = Keys.of(config)
         self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
+        self._measurements = Measurements()
         self._history = History(keep_s=max(SUCCESS_OVER_S.values()))
         self._recent = Recent(self._redis, self._keys, show_payloads=config.desk.show_payloads)
         self.heard = asyncio.Event()
         self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take in the supervisor's picture of its children."""
+        """Take in the supervisor's picture of its children, or what the workers have counted."""
         if "fleet" in message:
-            self.snapshot = msgspec.structs.replace(self.snapshot, heard_at=time.monotonic(), **_told(message["fleet"]))
+            heard_at = time.monotonic()
+            self.snapshot = msgspec.structs.replace(self.snapshot, heard_at=heard_at, **_told(message["fleet"]))
             self.heard.set()
+        elif "counts" in message:
+            self._measurements.take(time.monotonic(), message["counts"])
+            measured, latency = self._measurements.measured(), self._measurements.view()
+            self.snapshot = msgspec.structs.replace(self.snapshot, measured=measured, latency=latency)
 
     def past(self) -> list[tuple[float, float, float]]:
         """Return what went in and out a second in the last minutes, as `history.past_of` does."""
@@ -144,7 +153,10 @@ class Observer:
             server = await require_streams(self._redis)
             await self._require_primary()
             durability, eviction = await self._promises()
-            redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
+            database = int(self._redis.connection_pool.connection_kwargs.get("db") or 0)
+            redis = RedisView(
+                reachable=True, server=server, durability=durability, database=database, eviction=eviction
+            )
             seen: dict[str, Any] = {
                 "streams": await self._streams(),
                 "gate": await look_at_gate(self._redis, self._keys, self._config),
@@ -176,6 +188,7 @@ class Observer:
         flow = self._flow(info["entries-added"], totals, backlog + group["pending"])
         return StreamsView(
             input_length=info["length"],
+            added=info["entries-added"],
             backlog=backlog,
             backlog_age_s=age.unsettled_s,
             undelivered_age_s=age.undelivered_s,

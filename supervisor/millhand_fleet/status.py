@@ -14,6 +14,7 @@ def status_document(snapshot: Snapshot, now_s: float) -> dict[str, Any]:
     """Return all that is known of the fleet. `now_s` in the desk's monotonic seconds."""
     picture = msgspec.to_builtins(snapshot)
     more = picture.pop("more")
+    del picture["measured"]  # for Prometheus, which keeps its own history; `latency` says it to people
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {**more, "health": health_document(snapshot, now_s), "version": __version__, "at": at, **picture}
 
@@ -26,6 +27,7 @@ def health_document(snapshot: Snapshot, now_s: float) -> dict[str, Any]:
         "status": health.status,
         "ready": health.ready,
         "reasons": list(health.reasons),
+        "notes": list(health.notes),
         "fleet": snapshot.fleet,
         "backlog": streams.backlog,
         "backlog_age_s": streams.backlog_age_s,

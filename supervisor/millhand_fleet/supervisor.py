@@ -16,6 +16,7 @@ TICK_S = 0.25
 REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
+NOT_IN_A_ROW = {"at_the_gate", "counts"}  # of a child's stats
 SHORT_CHARS = 40  # of a child's text, where the whole picture would be too long a message
 
 
@@ -227,6 +228,9 @@ class Supervisor:
         picture = {"desired": self._desired.value, "pid": os.getpid(), "children": rows}
         if not desk.child.line.send({"fleet": picture}):
             desk.child.line.send({"fleet": {**picture, "children": [_shortened(row) for row in rows]}})
+        counts = {child.identity: child.stats["counts"] for child in self._children() if "counts" in child.stats}
+        if counts:
+            desk.child.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
         janitor = self._slots.get("janitor")
@@ -246,7 +250,7 @@ def _row(name: str, slot: Slot) -> dict[str, Any]:
     if child is not None:
         state = "stopping" if child.stopping else "ready" if child.ready or not child.spec.beats else "starting"
         row |= {"state": state, "pid": child.pid, "for_s": round(child.lived_s, 1), "identity": child.identity}
-        row |= {"stats": {name: value for name, value in child.stats.items() if name != "at_the_gate"}}
+        row |= {"stats": {name: value for name, value in child.stats.items() if name not in NOT_IN_A_ROW}}
     return row
 
 
