@@ -19,7 +19,11 @@ COMMANDS = {
     "status": "millhand_fleet.ctl.status:status",
     # top stands here
     # ---
-    # pause, resume, drain, restart and reload stand here
+    "pause": "millhand_fleet.ctl.orders:pause",
+    "resume": "millhand_fleet.ctl.orders:resume",
+    "drain": "millhand_fleet.ctl.orders:drain",
+    "restart": "millhand_fleet.ctl.orders:restart",
+    "reload": "millhand_fleet.ctl.orders:reload",
     # ---
     "produce": "millhand_fleet.ctl.produce:produce",
     # tail stands here
