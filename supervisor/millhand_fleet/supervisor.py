@@ -63,6 +63,7 @@ class Supervisor:
         self._worked = False  # a worker was ready once: from now on no child's word ends the fleet
         self._unusable: str | None = None
         self._reported = 0.0
+        self._answers: list[tuple[Child, dict[str, Any]]] = []
 
     def request_stop(self) -> None:
         """Raise the flag; the next tick acts. Safe in a signal handler, and as often as one likes."""
@@ -81,6 +82,7 @@ class Supervisor:
             else:
                 self._converge()
             self._report()
+            self._answer()
             self._wait()
         self._tell.info("supervisor.stopped", reason=self._unusable or "requested")
         return self._unusable
@@ -102,28 +104,39 @@ class Supervisor:
                 continue
             was_ready = slot.child.ready
             for order in slot.child.hear():
-                self._obey(order)
+                self._obey(slot.child, order)
             if slot.child.ready and not was_ready:
                 self._on_ready(name, slot.child)
             if slot.child.unusable and not self._worked:
                 self._unusable = slot.child.unusable
 
-    def _obey(self, order: dict[str, Any]) -> None:
-        if "scale" in order:
-            self._scale(min(max(int(order["scale"]), 0), WORKERS_MAX))
-        elif "stop_fleet" in order:
-            self._tell.info("fleet.stop_ordered")
-            self.request_stop()
-
-    def _scale(self, workers: int) -> None:
-        before = self._desired.value
-        try:
-            self._desired.set(workers)
-        except OSError as error:
-            self._tell.error("fleet.not_scaled", workers=workers, before=before, error=str(error))
-            return
-        self._tell.info("fleet.scaled", workers=workers, before=before)
+    def _obey(self, child: Child, order: dict[str, Any]) -> None:
+        """Carry an order out. Its answer follows the next picture: whoever has the one has seen the other."""
+        said: dict[str, Any]
+        match order["order"]:
+            case "scale":
+                said = self._scale(order["workers"], order["by"])
+            case "stop":
+                self._tell.info("fleet.stop_ordered")
+                self.request_stop()
+                said = {"said": {"stopping": True}}
+            case other:
+                said = {"invalid": f"there is no order {other!r}"}
+        self._answers.append((child, {"answer": order["number"], **said}))
         self._reported = 0.0
+
+    def _scale(self, workers: int | None, by: int | None) -> dict[str, Any]:
+        before = self._desired.value
+        wanted = workers if workers is not None else before + (by or 0)
+        if not 0 <= wanted <= WORKERS_MAX:
+            return {"conflict": f"there are {before} workers, and {wanted} is not within 0 to {WORKERS_MAX}"}
+        try:
+            self._desired.set(wanted)
+        except OSError as error:
+            self._tell.error("fleet.not_scaled", workers=wanted, before=before, error=str(error))
+            return {"conflict": f"the count cannot be kept in the state directory: {error}"}
+        self._tell.info("fleet.scaled", workers=wanted, before=before)
+        return {"said": {"workers": wanted, "before": before}}
 
     def _on_ready(self, name: str, child: Child) -> None:
         self._tell.info("child.ready", name=name, pid=child.pid, after_s=round(child.lived_s, 2))
@@ -225,12 +238,25 @@ class Supervisor:
             return
         self._reported = now
         rows = [_row(name, slot) for name, slot in self._slots.items()]
-        picture = {"desired": self._desired.value, "pid": os.getpid(), "children": rows}
+        picture = {
+            "desired": self._desired.value,
+            "pid": os.getpid(),
+            "paused": False,
+            "crash_loop": False,
+            "rolling": None,
+            "stop_wait_note": None,
+            "children": rows,
+        }
         if not desk.child.line.send({"fleet": picture}):
             desk.child.line.send({"fleet": {**picture, "children": [_shortened(row) for row in rows]}})
         counts = {child.identity: child.stats["counts"] for child in self._children() if "counts" in child.stats}
         if counts:
             desk.child.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
+
+    def _answer(self) -> None:
+        for child, answer in self._answers:
+            child.line.send(answer)
+        self._answers.clear()
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
         janitor = self._slots.get("janitor")

@@ -51,7 +51,7 @@ def test_the_import_directions_hold() -> None:
     [
         ("signal", {"stop.py"}),
         ("multiprocessing", {"child.py", "supervisor.py"}),
-        ("httpx", {"ollama.py", "orders.py"}),
+        ("httpx", {"ollama.py"}),
         ("ctypes", {"process.py", "preflight.py"}),
     ],
 )

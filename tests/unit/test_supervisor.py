@@ -146,9 +146,13 @@ class PaperFleet:
         self.tick()
         return dead
 
-    def order(self, **order: Any) -> None:
-        self["desk"].orders.append(order)
+    def order(self, order: str, **more: Any) -> dict[str, Any]:
+        """Give an order; return the answer."""
+        desk = self["desk"]
+        desk.orders.append({"order": order, "number": len(self.told), "workers": None, "by": None, **more})
         self.tick()
+        answers = [message for message in desk.line.sent if "answer" in message]
+        return {name: value for name, value in answers[-1].items() if name != "answer"}
 
     def __getitem__(self, name: str) -> PaperChild:
         """Return the living child of this name."""
@@ -266,7 +270,7 @@ def test_nothing_is_started_twice(fleet: PaperFleet) -> None:
 
 def test_scaling_up_touches_no_running_child(fleet: PaperFleet) -> None:
     before = list(fleet.living)
-    fleet.order(scale=5)
+    fleet.order("scale", workers=5)
     assert fleet.living[: len(before)] == before
     assert fleet.names[len(before) :] == ["worker-4", "worker-5"]
     assert fleet.stopping == set()
@@ -274,14 +278,14 @@ def test_scaling_up_touches_no_running_child(fleet: PaperFleet) -> None:
 
 def test_scaling_down_stops_the_highest_slots_and_touches_no_other(fleet: PaperFleet) -> None:
     before = list(fleet.born)
-    fleet.order(scale=1)
+    fleet.order("scale", workers=1)
     assert fleet.stopping == {"worker-2", "worker-3"}
     assert fleet["worker-3"].stopped_with == (DRAIN_S, STOP_GRACE_S)
     assert fleet.born == before
 
 
 def test_a_worker_that_was_scaled_away_is_not_started_again(fleet: PaperFleet) -> None:
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     fleet.die("worker-3", 0)
     fleet.pass_time(60)
     assert [name for name in fleet.names if name.startswith("worker")] == ["worker-1", "worker-2"]
@@ -290,24 +294,36 @@ def test_a_worker_that_was_scaled_away_is_not_started_again(fleet: PaperFleet) -
 
 
 def test_scaling_up_again_while_a_worker_still_stops_starts_its_successor_afterwards(fleet: PaperFleet) -> None:
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     leaving = fleet["worker-3"]
-    fleet.order(scale=3)
+    fleet.order("scale", workers=3)
     assert fleet["worker-3"] is leaving
     fleet.die("worker-3", 0)
     assert fleet["worker-3"] is not leaving
     assert not fleet["worker-3"].stopping
 
 
-@pytest.mark.parametrize(("asked", "given"), [(-5, 0), (0, 0), (WORKERS_MAX, 256), (10**9, 256)])
-def test_a_count_is_kept_within_what_a_fleet_may_have(fleet: PaperFleet, asked: int, given: int) -> None:
-    fleet["desk"].orders.append({"scale": asked})
-    fleet.supervisor._hear()
-    assert fleet.desired.value == given
+@pytest.mark.parametrize("by", [-4, WORKERS_MAX - 2, -WORKERS_MAX])
+def test_a_count_that_a_fleet_cannot_have_is_refused(fleet: PaperFleet, by: int) -> None:
+    """F51: and nothing changes."""
+    answer = fleet.order("scale", by=by)
+    assert "there are 3 workers" in answer["conflict"]
+    assert fleet.desired.value == 3
+    assert fleet.stopping == set()
+
+
+def test_differences_that_race_each_other_all_count(fleet: PaperFleet) -> None:
+    """F16: each is taken from what the one before has left."""
+    fleet["desk"].orders += [{"order": "scale", "number": n, "workers": None, "by": 1} for n in (1, 2)]
+    assert fleet.order("scale", by=-1) == {"said": {"workers": 4, "before": 5}}
+
+
+def test_an_order_that_there_is_none_of_is_refused(fleet: PaperFleet) -> None:
+    assert "no order 'dance'" in fleet.order("dance")["invalid"]
 
 
 def test_a_scaled_count_is_saved_before_the_next_tick(fleet: PaperFleet, state: StateDir) -> None:
-    fleet.order(scale=7)
+    fleet.order("scale", workers=7)
     assert DesiredCount(state, 3).value == 7
 
 
@@ -318,14 +334,15 @@ def test_a_count_that_cannot_be_saved_does_not_end_the_fleet(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(StateDir, "write", full)
-    fleet["desk"].orders.append({"scale": 5})
+    assert "No space left" in fleet.order("scale", workers=5)["conflict"]
+    assert fleet.desired.value == 3
     assert fleet.tick() == "waits"
 
 
 def test_a_worker_in_a_hundred_is_known_by_its_number(fleet: PaperFleet) -> None:
     """As text, worker-10 would stand before worker-2."""
-    fleet.order(scale=12)
-    fleet.order(scale=9)
+    fleet.order("scale", workers=12)
+    fleet.order("scale", workers=9)
     assert fleet.stopping == {"worker-10", "worker-11", "worker-12"}
 
 
@@ -333,8 +350,8 @@ def test_a_vacant_slot_is_forgotten_when_it_is_scaled_away(fleet: PaperFleet) ->
     for _ in range(2):
         fleet.die("worker-3")
     assert "worker-3" not in fleet.names
-    fleet.order(scale=2)
-    fleet.order(scale=3)
+    fleet.order("scale", workers=2)
+    fleet.order("scale", workers=3)
     assert "worker-3" in fleet.names, "a new slot has no failures to atone for"
 
 
@@ -347,7 +364,7 @@ def deaths_told(fleet: PaperFleet) -> list[str]:
 
 def test_a_born_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
     """It may have been started after the janitor was, and must not be taken for a dead one of an earlier life."""
-    fleet.order(scale=4)
+    fleet.order("scale", workers=4)
     assert {"born": fleet["worker-4"].identity} in fleet["janitor"].line.sent
 
 
@@ -360,7 +377,7 @@ def test_a_died_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
 def test_a_worker_that_stopped_is_told_to_the_janitor_too(fleet: PaperFleet) -> None:
     """What it could not hand back in time is the janitor's now."""
     leaving = fleet["worker-3"]
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     fleet.die("worker-3", 0)
     assert deaths_told(fleet) == [leaving.identity]
 
@@ -539,7 +556,7 @@ def test_each_group_gets_its_own_time_to_stop(fleet: PaperFleet) -> None:
 
 
 def test_a_stop_can_be_ordered_through_the_desk(fleet: PaperFleet) -> None:
-    fleet.order(stop_fleet=True)
+    assert fleet.order("stop") == {"said": {"stopping": True}}
     assert fleet.stopping == {"worker-1", "worker-2", "worker-3"}
     assert end_of(fleet) is None
 
@@ -621,7 +638,7 @@ def test_a_child_that_cannot_be_started_hinders_no_other(new_fleet: Raise) -> No
 
 
 def reports(fleet: PaperFleet) -> list[dict[str, Any]]:
-    return [message["fleet"] for message in fleet["desk"].line.sent]
+    return [message["fleet"] for message in fleet["desk"].line.sent if "fleet" in message]
 
 
 def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
@@ -646,7 +663,7 @@ def test_a_picture_shows_who_starts_who_stops_and_who_is_awaited(fleet: PaperFle
     fleet.die("worker-1")
     fleet.die("worker-2")
     fleet.die("worker-2")
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     rows = {row["name"]: row for row in reports(fleet)[-1]["children"]}
     assert {name: row["state"] for name, row in rows.items() if name.startswith("worker")} == {
         "worker-1": "starting",
@@ -664,7 +681,7 @@ def test_pictures_are_sent_every_second_and_not_more_often(fleet: PaperFleet) ->
     assert len(reports(fleet)) - before == 2
 
 
-@pytest.mark.parametrize("change", [lambda fleet: fleet.die("worker-1"), lambda fleet: fleet.order(scale=2)])
+@pytest.mark.parametrize("change", [lambda fleet: fleet.die("worker-1"), lambda fleet: fleet.order("scale", workers=2)])
 def test_a_change_is_reported_at_once(fleet: PaperFleet, change: Callable[[PaperFleet], Any]) -> None:
     fleet.pass_time(2)
     before = len(reports(fleet))
@@ -674,7 +691,7 @@ def test_a_change_is_reported_at_once(fleet: PaperFleet, change: Callable[[Paper
 
 def test_a_new_count_is_in_the_very_next_picture(fleet: PaperFleet) -> None:
     """The command line waits for it."""
-    fleet.order(scale=9)
+    fleet.order("scale", workers=9)
     assert reports(fleet)[-1]["desired"] == 9
 
 
@@ -695,7 +712,7 @@ def test_the_picture_of_the_largest_fleet_in_trouble_fits_one_message(
 ) -> None:
     """Every worker waits for the model, with the longest detail there is: just then somebody looks."""
     ours, theirs = line
-    fleet.order(scale=WORKERS_MAX)
+    fleet.order("scale", workers=WORKERS_MAX)
     for child in fleet.living:
         if child.spec.name.startswith("worker"):
             child.ready = True

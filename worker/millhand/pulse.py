@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BEAT_EVERY_S = 1.0
 HANG_LIMIT_S = 15.0  # an event loop silent for so long is stuck: dump its stacks and die
+PAUSED = "paused by worker-ctl pause"  # what a worker waits for then, in its stats
 MESSAGE_BYTES_MAX = 131_072  # below the kernel's default socket buffer
 
 

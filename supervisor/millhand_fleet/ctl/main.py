@@ -14,13 +14,27 @@ from millhand import __version__
 
 COMMANDS = {
     "up": "millhand_fleet.ctl.up:up",
-    "status": "millhand_fleet.ctl.orders:status",
-    "scale": "millhand_fleet.ctl.orders:scale",
     "stop": "millhand_fleet.ctl.orders:stop",
+    "scale": "millhand_fleet.ctl.orders:scale",
+    "status": "millhand_fleet.ctl.status:status",
+    # top stands here
+    # ---
+    "pause": "millhand_fleet.ctl.orders:pause",
+    "resume": "millhand_fleet.ctl.orders:resume",
+    "drain": "millhand_fleet.ctl.orders:drain",
+    "restart": "millhand_fleet.ctl.orders:restart",
+    "reload": "millhand_fleet.ctl.orders:reload",
+    # ---
     "produce": "millhand_fleet.ctl.produce:produce",
+    # tail stands here
     "dead": "millhand_fleet.ctl.dead:dead",
+    # trim and verify stand here
     "compare": "millhand_fleet.ctl.compare:compare",
+    # ---
+    # doctor stands here
+    # ---
     "config": "millhand_fleet.ctl.config:config",
+    # demo and completion stand here
 }
 
 
