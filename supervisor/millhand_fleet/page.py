@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MEDIA_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+MEDIA_TYPES = {
+    "page.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "draw.js": "text/javascript",
+    "words.js": "text/javascript",
+}
 FORBIDDEN, MISDIRECTED = 403, 421
 
 OWN_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -42,7 +48,7 @@ def page_routes() -> list[Route]:
         name = request.url.path.removeprefix("/") or "page.html"
         return Response(kept[name], media_type=MEDIA_TYPES[name])
 
-    return [Route(path, give) for path in ("/", "/page.css", "/page.js")]
+    return [Route(path, give) for path in ("/", *(f"/{name}" for name in MEDIA_TYPES))]
 
 
 class Doorkeeper:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+PROGRAMS = ("chromium", "google-chrome")
 PATIENCE_S = 30.0
 PATIENCE_MS = PATIENCE_S * 1000
 
