@@ -149,8 +149,13 @@ async def test_streams_end_as_soon_as_the_desk_stops(serving: Serving, monkeypat
     monkeypatch.setattr(live_module, "SEND_S_MAX", 60.0)
     serving.filling = LARGE
     await serving.follow()  # and never read
-    made: deque[int] = deque(maxlen=30)  # what was made at each look; the same at all of them when the socket is full
-    await eventually_async(lambda: made.append(serving.documents) or (len(made) == 30 and made[0] == made[-1] > 1))
+    made: deque[int] = deque(maxlen=30)  # by when each look came; the same at all of them when the socket is full
+
+    def stuck() -> bool:
+        made.append(serving.documents)
+        return len(made) == made.maxlen and 1 < made[0] == made[-1]
+
+    await eventually_async(stuck)
     monkeypatch.setattr(live_module, "REFRESH_EVERY_S", 60.0)
     serving.filling = ""
     waiting, _ = await serving.follow()

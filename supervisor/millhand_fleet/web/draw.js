@@ -6,6 +6,7 @@ import { NOTHING, ago, brief, count, known, many, rate, share, span } from "./wo
 const SPARK_S = 300;
 const SPARK_WIDTH = 300;
 const SPARK_HEIGHT = 56;
+const WAITS_BRIEFLY_S = 5;
 const HEADLINES = { ok: "All is well", degraded: "Degraded", down: "Down" };
 const MARKS = {
   ok: "M12 2a10 10 0 1 1 0 20 10 10 0 0 1 0-20Zm5.2 6.3-1.5-1.4-5.1 5.5-2.5-2.4-1.4 1.4 4 3.9Z",
@@ -109,14 +110,22 @@ const readyOf = (health) => `${health.workers_ready} of ${many(health.workers_de
 
 function waitingSentence(health, streams) {
   const waiting = `${many(health.backlog, "event")} wait${health.backlog === 1 ? "s" : ""}`;
-  if (known(health.drained_in_s)) return `${waiting}; at this rate they are done in ${span(health.drained_in_s)}.`;
-  return streams.in_per_s > health.enriched_per_s ? `${waiting}, and more come in than go out.` : `${waiting}.`;
+  if (grows(health, streams)) return `${waiting}, and more come in than go out.`;
+  if (!(health.drained_in_s > WAITS_BRIEFLY_S)) return `${waiting}.`;
+  return `${waiting}; at this rate they are done in ${span(health.drained_in_s)}.`;
+}
+
+// Whether no end of the backlog is in sight; what has waited for a moment only is no backlog to speak of.
+function grows(health, streams) {
+  const out_per_s = health.enriched_per_s + (streams.dead_per_s ?? 0);
+  return health.drained_in_s === null && health.backlog_age_s > WAITS_BRIEFLY_S && streams.in_per_s > out_per_s;
 }
 
 function drainedOf(health, streams) {
   if (health.backlog === 0) return "nothing waits";
-  const grows = health.drained_in_s === null && streams.in_per_s > health.enriched_per_s;
-  return grows ? "not at this rate" : span(health.drained_in_s);
+  if (known(health.drained_in_s)) return span(health.drained_in_s);
+  if (grows(health, streams)) return "not at this rate";
+  return health.backlog_age_s <= WAITS_BRIEFLY_S ? "keeps up" : NOTHING;
 }
 
 function drawIcon(state) {
@@ -174,6 +183,7 @@ function drawSuccess(health) {
 }
 
 function drawLatency(latency) {
+  put("latency", brief(latency.event?.p50_s));
   for (const what of ["event", "model"]) {
     for (const p of ["p50", "p95", "p99"]) put(`${what}-${p}`, brief(latency[what]?.[`${p}_s`]));
   }
