@@ -24,7 +24,7 @@ from millhand_fleet.ordering import Ordering
 from millhand_fleet.page import Doorkeeper, page_routes
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
-from millhand_fleet.status import health_document, status_document
+from millhand_fleet.status import Kept, health_document, status_json
 
 OK, UNAVAILABLE = 200, 503
 
@@ -34,7 +34,8 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
 
     async def life(stop: Stop, pulse: Pulse) -> None:
         observer = Observer(config)
-        live = Live(lambda: status_document(observer.snapshot, time.monotonic()), observer.past, stop)
+        document = Kept(status_json)
+        live = Live(lambda: document.of(observer.snapshot, time.monotonic()), observer.past, stop)
         desk = Desk(observer, pulse, [*page_routes(), live.route()])
         public = Doorkeeper(desk.public())
         pulse.hear = desk.hear
@@ -51,6 +52,8 @@ class Desk:
     def __init__(self, observer: Observer, pulse: Pulse, page: Sequence[Route] = ()) -> None:
         self._observer = observer
         self._ordering = Ordering(pulse)
+        self._status_json = Kept(status_json)
+        self._exposition = Kept(render)
         self._page = page
 
     def public(self) -> Starlette:
@@ -85,10 +88,11 @@ class Desk:
         return _json(document, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
-        return _json(status_document(self._observer.snapshot, time.monotonic()))
+        document = self._status_json.of(self._observer.snapshot, time.monotonic())
+        return Response(document, media_type="application/json")
 
     async def _metrics(self, _: Request) -> Response:
-        exposition = render(self._observer.snapshot, time.monotonic())
+        exposition = self._exposition.of(self._observer.snapshot, time.monotonic())
         return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

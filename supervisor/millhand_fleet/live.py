@@ -1,7 +1,6 @@
 """The status document as it changes: server-sent events for the web page."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,28 +16,25 @@ if TYPE_CHECKING:
     from millhand.stop import Stop
 
 CLIENTS_MAX = 32
-SEND_S_MAX = 10.0  # a client that does not take a message for so long is dropped
 RECONNECT_MS = 2000
 UNAVAILABLE = 503
 HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-Waiting: TypeAlias = "asyncio.Future[Any]"
 OPENING = f"retry: {RECONNECT_MS}\n: each message is a whole status document; one comes about every second\n\n".encode()
+Waiting: TypeAlias = "asyncio.Future[Any]"
 
 
 class Live:
     """An ASGI app that sends its clients the newest document about once a second, until a stop is requested.
 
     A client first gets an event `past`: rows of [seconds ago, in a second, out a second]. Nothing is queued: whoever is
-    slow gets the newest when he has taken the last, and is dropped if that takes too long. All share one encoded
-    message. Clients beyond `CLIENTS_MAX` get a 503.
+    slow gets the newest when he has taken the last; `serving` ends the connection if that takes too long. Clients
+    beyond `CLIENTS_MAX` get a 503.
     """
 
-    def __init__(self, document: Callable[[], Any], past: Callable[[], Any], stop: "Stop") -> None:
-        self._document = document
+    def __init__(self, document: Callable[[], bytes], past: Callable[[], Any], stop: "Stop") -> None:
+        self._document = document  # as compact JSON, which holds no line feed
         self._past = past
         self._stop = stop
-        self._message = b""
-        self._made_at = float("-inf")
         self.clients = 0
 
     def route(self) -> Route:
@@ -55,44 +51,32 @@ class Live:
         gone, ending = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self._stop.wait())
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            if scope["method"] != "HEAD":
-                await self._follow(send, gone, ending)
-            await send({"type": "http.response.body", "body": b""})
-        except _Stuck:
-            await _drop(scope, gone)
+            if scope["method"] == "HEAD" or await self._follow(send, gone, ending):
+                await send({"type": "http.response.body", "body": b""})
+            elif not gone.done():
+                await _cut(scope, gone)
         finally:
             self.clients -= 1
             gone.cancel()
             ending.cancel()
 
-    async def _follow(self, send: "Send", gone: Waiting, ending: Waiting) -> None:
-        body = OPENING + b"event: past\n" + _data(self._past())
+    async def _follow(self, send: "Send", gone: Waiting, ending: Waiting) -> bool:
+        """Send until the client is gone, or until a stop. False if it has not taken all then."""
+        body = OPENING + b"event: past\n" + _data(msgspec.json.encode(self._past()))
         while not (gone.done() or ending.done()):
-            sending = asyncio.ensure_future(
-                send({"type": "http.response.body", "body": body + self._newest(), "more_body": True})
-            )
-            await asyncio.wait({sending, gone, ending}, timeout=SEND_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+            body += _data(self._document())
+            sending = asyncio.ensure_future(send({"type": "http.response.body", "body": body, "more_body": True}))
+            await asyncio.wait({sending, gone, ending}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 sending.cancel()
-                raise _Stuck
+                return False
             body = b""
             await asyncio.wait({gone, ending}, timeout=REFRESH_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-
-    def _newest(self) -> bytes:
-        """Return the document as a message; encoded once for all who want it within the same half refresh."""
-        now = time.monotonic()
-        if now - self._made_at > REFRESH_EVERY_S / 2:
-            self._message = _data(self._document())
-            self._made_at = now
-        return self._message
+        return True
 
 
-def _data(document: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(document) + b"\n\n"  # compact JSON holds no line feed
-
-
-class _Stuck(Exception):
-    """A client takes nothing."""
+def _data(document: bytes) -> bytes:
+    return b"data: " + document + b"\n\n"
 
 
 async def _gone(receive: "Receive") -> None:
@@ -100,9 +84,9 @@ async def _gone(receive: "Receive") -> None:
         pass
 
 
-async def _drop(scope: "Scope", gone: Waiting) -> None:
-    """Cut a connection whose other side takes nothing: to close it in good order would wait for him for ever."""
+async def _cut(scope: "Scope", gone: Waiting) -> None:
+    """Cut a connection whose other side takes nothing: to close it in good order would wait for that."""
     abort = scope.get("state", {}).get("abort")
     if abort is not None:
         abort()
-        await asyncio.wait({gone}, timeout=SEND_S_MAX)
+        await gone

@@ -298,7 +298,7 @@ def troubled(status: dict[str, Any], how: str) -> dict[str, Any]:
         "health": status["health"] | {"status": how, "reasons": [f"waits for {LONG}", "2 of 3 workers are ready"]},
         "gate": status["gate"] | {"state": "away", "says": LONG},
         "model": LONG,
-        "latency": dict.fromkeys(("event", "model"), {"p50_s": 888.8, "p95_s": 88.88, "p99_s": 0.8888}),
+        "latency": {key: {"p50_s": 888.8, "p95_s": 88.88, "p99_s": 0.8888} for key in ("event", "model")},
         "children": [*status["children"], gone, gone | {"name": "worker-10", "state": "starting"}],
         "streams": status["streams"] | {"dead_by_reason": {"invalid_answer": 3_000_000, LONG: 1}},
         "recent_dead": [{**entry, "reason": LONG, "detail": LONG}],
