@@ -21,6 +21,7 @@ from millhand_fleet.metrics import render
 from millhand_fleet.ordering import Ordering
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
+from millhand_fleet.status import Kept, health_document, status_json
 
 OK, UNAVAILABLE = 200, 503
 
@@ -45,6 +46,8 @@ class Desk:
     def __init__(self, observer: Observer, pulse: Pulse) -> None:
         self._observer = observer
         self._ordering = Ordering(pulse)
+        self._status_json = Kept(status_json)
+        self._exposition = Kept(render)
 
     def public(self) -> Starlette:
         """Return the app for loopback TCP."""
@@ -68,38 +71,21 @@ class Desk:
         ]
 
     async def _healthz(self, _: Request) -> Response:
-        document = self._document()
+        document = health_document(self._observer.snapshot, time.monotonic())
         return _json(document, UNAVAILABLE if document["status"] == "down" else OK)
 
     async def _readyz(self, _: Request) -> Response:
         health = judge_health(self._observer.snapshot, time.monotonic())
-        return _json({"ready": health.ready, "reasons": health.reasons}, OK if health.ready else UNAVAILABLE)
+        document = {"ready": health.ready, "reasons": health.reasons, "notes": health.notes}
+        return _json(document, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
-        snapshot = self._observer.snapshot
-        return _json({"health": self._document(), **msgspec.to_builtins(snapshot)})
+        document = self._status_json.of(self._observer.snapshot, time.monotonic())
+        return Response(document, media_type="application/json")
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(render(self._observer.snapshot), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def _document(self) -> dict[str, Any]:
-        snapshot = self._observer.snapshot
-        health = judge_health(snapshot, time.monotonic())
-        streams = snapshot.streams
-        return {
-            "status": health.status,
-            "ready": health.ready,
-            "reasons": health.reasons,
-            "fleet": snapshot.fleet,
-            "backlog": streams.backlog,
-            "pending": streams.pending,
-            "enriched": streams.enriched,
-            "dead_letters": streams.dead,
-            "success_rate": None if streams.success_rate is None else round(streams.success_rate, 6),
-            "enriched_per_s": streams.enriched_per_s,
-            "workers_ready": sum(row["state"] == "ready" for row in snapshot.workers),
-            "workers_desired": snapshot.desired,
-        }
+        exposition = self._exposition.of(self._observer.snapshot, time.monotonic())
+        return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _json(document: Any, status: int = OK) -> Response:

@@ -8,6 +8,7 @@ from millhand_fleet.restarts import HEALTHY_AFTER_S, Wear, worn_by
 from millhand_fleet.states import State, Worker, state_of
 
 WORKER = "worker-"
+NOT_IN_A_ROW = {"at_the_gate", "counts"}  # of a child's stats
 SHORT_CHARS = 40  # of a child's text, where the whole picture would be too long a message
 SETTLED = ("done", "retry", "bury", "skip", "gone", "lost")  # the counts of a worker's stats that are events it had
 
@@ -65,7 +66,7 @@ class Slot:
         if child := self.child:
             row |= {"pid": child.pid, "for_s": round(child.lived_s, 1), "identity": child.identity}
             row |= {"rss_mib": round(self.rss_mib, 1)}
-            row |= {"stats": {key: value for key, value in child.stats.items() if key != "at_the_gate"}}
+            row |= {"stats": {key: value for key, value in child.stats.items() if key not in NOT_IN_A_ROW}}
         return row
 
 

@@ -354,6 +354,10 @@ class Supervisor:
             picture = self._picture()
             if not desk.child.line.send({"fleet": picture}):
                 desk.child.line.send({"fleet": {**picture, "children": list(map(shortened, picture["children"]))}})
+            if counts := {
+                child.identity: child.stats["counts"] for child in self._children() if "counts" in child.stats
+            }:
+                desk.child.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
 
     def _picture(self) -> dict[str, Any]:
         in_order = sorted(self._slots.items(), key=lambda item: number_of(item[0]))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.unit.paper_fleet import DRAIN_S, KILLED, PaperFleet
 
+from millhand.histogram import BOUNDS_S
 from millhand.pulse import MESSAGE_BYTES_MAX, Line
 from millhand_fleet import supervisor
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, StateDir
@@ -526,9 +527,12 @@ def test_the_picture_of_the_largest_fleet_in_trouble_fits_one_message(
             child.ready = True
             child.identity = f"{'h' * HOST_NAME_MAX}:{child.spec.name}:01234567"
             counts = dict.fromkeys(("in_hand", "done", "retry", "bury", "release", "gone"), 10**6)
-            child.stats = {**counts, "waits_for": f"model_unreachable: {detail}"}
+            times = [999_999.999, *[1_234_567] * (len(BOUNDS_S) + 1)]
+            heavy = {"event_s": times, "model_s": times, "tokens": [10**9, 10**9]}
+            child.stats = {**counts, "waits_for": f"model_unreachable: {detail}", "counts": heavy}
     fleet["desk"].line = ours  # type: ignore[assignment]
     fleet.pass_time(2)
-    assert [len(message["fleet"]["children"]) for message in theirs.receive()] == [WORKERS_MAX + 4], (
-        f"the picture has more than {MESSAGE_BYTES_MAX} bytes"
-    )
+    picture, counted = theirs.receive()
+    too_long = f"it has more than {MESSAGE_BYTES_MAX} bytes"
+    assert len(picture["fleet"]["children"]) == WORKERS_MAX + 4, too_long
+    assert len(counted["counts"]) == WORKERS_MAX, too_long

@@ -140,6 +140,7 @@ class Desk(Section, frozen=True):
     """The process that answers health, metrics and worker-ctl."""
 
     port: Port = 8642
+    show_payloads: bool = False
 
 
 class Log(Section, frozen=True):

@@ -16,6 +16,7 @@ from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import Malformed, ModelAway
 from millhand.gate import Gate
+from millhand.histogram import Histogram
 from millhand.keys import Keys
 from millhand.lease import Leases
 from millhand.log import logger
@@ -59,6 +60,7 @@ REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 PROBE_TEXT = "This is a test."  # what a model that was away is asked, to see whether it is back
 MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
+AGES_S = (-1.0, 10 * 365 * 86_400.0)  # beyond these an entry's id is no time, or we do not know the server's yet
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -102,6 +104,7 @@ class Worker:
         self._slots = asyncio.Semaphore(config.model.concurrency)
         self._walks: set[asyncio.Task[None]] = set()
         self._settled: Counter[str] = Counter()
+        self._ages = Histogram()  # of events, from their being added to their being settled for good
         self._due_turn = False
         self._resumed = asyncio.Event()  # unset while an operator's pause lasts
         self._resumed.set()
@@ -156,7 +159,19 @@ class Worker:
             waits_for = PAUSED  # from here on nothing more comes into its hands
         at_the_gate = {"at_the_gate": list(self._caller.waiting)} if self._caller.waiting else {}
         in_hand = max(len(self._leases), len(self._walks))  # a walk that has just begun has no lease yet
-        return {"in_hand": in_hand, "waits_for": waits_for, **at_the_gate, **self._settled}
+        return {
+            "in_hand": in_hand,
+            "oldest_s": round(self._leases.oldest_s, 1),
+            "waits_for": waits_for,
+            "asking": self._caller.asking,
+            "counts": {
+                "event_s": self._ages.packed(),
+                "model_s": self._caller.times.packed(),
+                "tokens": self._caller.tokens,
+            },
+            **at_the_gate,
+            **self._settled,
+        }
 
     async def _open(self) -> bool:
         """Wait for Redis and the model. False if a stop comes first."""
@@ -366,6 +381,10 @@ class Worker:
 
     def _tell(self, delivery: Delivery, verdict: Verdict, settled: Settled) -> None:
         word = word_of(verdict)
+        if settled is Settled.OK and isinstance(verdict, Done | Bury):
+            age_s = self._stream.age_s(delivery)
+            if AGES_S[0] < age_s < AGES_S[1]:
+                self._ages.observe(max(0.0, age_s))
         self._settled[word if settled is Settled.OK else settled.value] += 1
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:
