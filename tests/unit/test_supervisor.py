@@ -1,218 +1,21 @@
 """The supervisor's decisions, tick by tick, with children made of paper."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.paper_fleet import DRAIN_S, KILLED, PaperFleet
 
 from millhand.histogram import BOUNDS_S
 from millhand.pulse import MESSAGE_BYTES_MAX, Line
 from millhand_fleet import supervisor
-from millhand_fleet.child import Spec
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, StateDir
-from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, Roles, Supervisor
+from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, Supervisor
 
-DRAIN_S = 20.0
-KILLED = -9
 HOST_NAME_MAX = 64  # as in Linux
 
-
-class PaperLine:
-    """A line that keeps what was sent along it."""
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.closed = False
-        self.end = object()
-
-    def send(self, message: dict[str, Any]) -> bool:
-        self.sent.append(message)
-        return True
-
-
-class PaperChild:
-    """A child that does what the test says."""
-
-    def __init__(self, spec: Spec, number: int, fleet: "PaperFleet") -> None:
-        self.spec = spec
-        self.identity = f"{spec.name}:{number}"
-        self.args = spec.args(self.identity)
-        self.pid = 1000 + number
-        self.line = PaperLine()
-        self.ready = False
-        self.stats: dict[str, Any] = {}
-        self.unusable: str | None = None
-        self.exit_code: int | None = None
-        self.stopping = False
-        self.stopped_with: tuple[float, float] | None = None
-        self.late: str | None = None
-        self.kills = 0
-        self.buried = False
-        self.sentinel = number
-        self.orders: list[dict[str, Any]] = []
-        self.says_ready = False
-        self.words: list[str | None] = []  # one for each time it is heard: why it cannot work, or nothing
-        self._fleet = fleet
-        self._born = fleet.now
-
-    @property
-    def lived_s(self) -> float:
-        return self._fleet.now - self._born
-
-    def hear(self) -> list[dict[str, Any]]:
-        orders, self.orders = self.orders, []
-        self.ready = self.ready or self.says_ready
-        self.unusable = (self.words.pop(0) if self.words else None) or self.unusable
-        return orders
-
-    def stop(self, within_s: float, grace_s: float) -> None:
-        self.stopping = True
-        self.stopped_with = (within_s, grace_s)
-
-    def overdue(self) -> str | None:
-        return None if self.kills else self.late
-
-    def kill(self) -> None:
-        self.kills += 1
-
-    def bury(self) -> None:
-        self.buried = True
-
-
-class Waiting(Exception):
-    """A tick is over, and the supervisor waits for something to happen."""
-
-
-class PaperFleet:
-    """A supervisor on a clock that stands still, and everything it ever started, told or wrote down."""
-
-    def __init__(self, state: StateDir, workers: int) -> None:
-        self.now = 1000.0
-        self.born: list[PaperChild] = []
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.refuse: dict[str, OSError] = {}
-        roles = Roles(
-            servers=(self._spec("valkey", beats=False), self._spec("model")),
-            janitor=lambda living: Spec("janitor", print, lambda _: (living,)),
-            desk=self._spec("desk"),
-            worker=lambda number: self._spec(f"worker-{number}"),
-        )
-        self.desired = DesiredCount(state, workers)
-        self.supervisor = Supervisor(roles, self.desired, DRAIN_S, self)
-
-    @staticmethod
-    def _spec(name: str, *, beats: bool = True) -> Spec:
-        return Spec(name, print, lambda _: (), beats=beats)
-
-    # -- what the supervisor sees of the world
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def spawn(self, spec: Spec) -> PaperChild:
-        if spec.name in self.refuse:
-            raise self.refuse[spec.name]
-        self.born.append(PaperChild(spec, len(self.born), self))
-        return self.born[-1]
-
-    def info(self, event: str, **fields: Any) -> None:
-        self.told.append((event, fields))
-
-    warning = error = info
-
-    # -- what the test does to it
-
-    def tick(self) -> str | None:
-        """Let the supervisor run until it waits. Return what `run` returns; "waits" while it has not."""
-        try:
-            return self.supervisor.run()
-        except Waiting:
-            return "waits"
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        self.tick()
-
-    def make_ready(self, *names: str) -> None:
-        for name in names:
-            self[name].says_ready = True
-        self.tick()
-
-    def die(self, name: str, exit_code: int = KILLED) -> PaperChild:
-        dead = self[name]
-        dead.exit_code = exit_code
-        self.tick()
-        return dead
-
-    def order(self, order: str, **more: Any) -> dict[str, Any]:
-        """Give an order; return the answer."""
-        desk = self["desk"]
-        desk.orders.append({"order": order, "number": len(self.told), "workers": None, "by": None, **more})
-        self.tick()
-        answers = [message for message in desk.line.sent if "answer" in message]
-        return {name: value for name, value in answers[-1].items() if name != "answer"}
-
-    def __getitem__(self, name: str) -> PaperChild:
-        """Return the living child of this name."""
-        (child,) = (child for child in self.living if child.spec.name == name)
-        return child
-
-    @property
-    def living(self) -> list[PaperChild]:
-        return [child for child in self.born if not child.buried]
-
-    @property
-    def names(self) -> list[str]:
-        return [child.spec.name for child in self.living]
-
-    @property
-    def stopping(self) -> set[str]:
-        return {child.spec.name for child in self.living if child.stopping}
-
-    def tales(self, event: str) -> list[dict[str, Any]]:
-        return [fields for told, fields in self.told if told == event]
-
-
 Raise = Callable[..., PaperFleet]
-
-
 really_wait = Supervisor._wait
-
-
-def waits(_: Supervisor) -> None:
-    raise Waiting
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    return StateDir(tmp_path)
-
-
-@pytest.fixture
-def new_fleet(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Raise:
-    """Return a fleet whose supervisor has not ticked yet."""
-
-    def made(workers: int = 3) -> PaperFleet:
-        fleet = PaperFleet(state, workers)
-        monkeypatch.setattr(supervisor, "Child", fleet.spawn)
-        monkeypatch.setattr(supervisor, "time", fleet)
-        monkeypatch.setattr(supervisor, "random", SimpleNamespace(random=lambda: 1.0))
-        monkeypatch.setattr(Supervisor, "_wait", waits)
-        return fleet
-
-    return made
-
-
-@pytest.fixture
-def fleet(new_fleet: Raise) -> PaperFleet:
-    """Return a fleet of three workers, at work."""
-    fleet = new_fleet()
-    fleet.tick()
-    fleet.make_ready("janitor", "desk", "model")
-    fleet.make_ready("worker-1", "worker-2", "worker-3")
-    return fleet
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
@@ -649,6 +452,8 @@ def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
     assert rows["worker-1"] == {
         "name": "worker-1",
         "restarts": 0,
+        "failures": 0,
+        "rss_mib": 60.0,
         "last_exit": None,
         "state": "ready",
         "pid": fleet["worker-1"].pid,
@@ -659,18 +464,22 @@ def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
     assert rows["valkey"]["state"] == "ready", "a foreign program does not say so, but it runs"
 
 
+def states(fleet: PaperFleet) -> dict[str, str]:
+    rows = reports(fleet)[-1]["children"]
+    return {row["name"]: row["state"] for row in rows if row["name"].startswith("worker")}
+
+
 def test_a_picture_shows_who_starts_who_stops_and_who_is_awaited(fleet: PaperFleet) -> None:
     fleet.die("worker-1")
     fleet.die("worker-2")
     fleet.die("worker-2")
-    fleet.order("scale", workers=2)
+    fleet.pass_time(0.1)
+    assert states(fleet) == {"worker-1": "starting", "worker-2": "restarting", "worker-3": "ready"}
     rows = {row["name"]: row for row in reports(fleet)[-1]["children"]}
-    assert {name: row["state"] for name, row in rows.items() if name.startswith("worker")} == {
-        "worker-1": "starting",
-        "worker-2": "restarting",
-        "worker-3": "stopping",
-    }
     assert (rows["worker-2"]["restarts"], rows["worker-2"]["last_exit"]) == (2, "signal 9")
+    assert rows["worker-2"]["failures"] == 2
+    fleet.order("scale", workers=1)
+    assert states(fleet) == {"worker-1": "stopping", "worker-3": "ready"}
 
 
 def test_pictures_are_sent_every_second_and_not_more_often(fleet: PaperFleet) -> None:

@@ -27,24 +27,17 @@ timeout_option = click.option(
 wait_option = click.option("--wait", is_flag=True, help="Wait until the last old worker is gone.")
 
 
-class Amount(click.ParamType[dict[str, int]]):
-    """A number of workers, or how many more or fewer; converted to the order's one member."""
-
-    name = "amount"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
-        """Return {"workers": 8}, or {"by": 2}, {"by": -2}."""
-        if isinstance(value, dict):
-            return value
-        if not re.fullmatch(r"[+-]?[0-9]{1,9}", value):
-            self.fail(f"{value!r} is no number of workers: 8, or +2, or -2", param, ctx)
-        if abs(int(value)) > WORKERS_MAX:
-            self.fail(f"{value}: a fleet has 0 to {WORKERS_MAX} workers", param, ctx)
-        return {"by" if value[0] in "+-" else "workers": int(value)}
+def _amount(_: click.Context, __: click.Parameter, text: str) -> dict[str, int]:
+    """Return {"workers": 8}, or {"by": 2}, {"by": -2}."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        raise click.BadParameter(f"{text!r} is no number of workers: 8, or +2, or -2")
+    if abs(int(text)) > WORKERS_MAX:
+        raise click.BadParameter(f"{text}: a fleet has 0 to {WORKERS_MAX} workers")
+    return {"by" if text[0] in "+-" else "workers": int(text)}
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # or `-2` would be an option
-@click.argument("amount", metavar="N|+N|-N", type=Amount())
+@click.argument("amount", metavar="N|+N|-N", callback=_amount)
 @as_json_option
 @click.pass_obj
 def scale(file: Path | None, amount: dict[str, int], as_json: bool) -> None:  # noqa: FBT001 - click's signature
