@@ -14,7 +14,7 @@ from millhand.stop import Stop
 from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Age, Backlog
 from millhand_fleet.gate_view import GateView, look_at_gate
-from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of
+from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of, past_of
 from millhand_fleet.latency import LatencyView, Measured, Measurements
 from millhand_fleet.recent import DeadRecord, EnrichedRecord, Recent
 
@@ -136,6 +136,10 @@ class Observer:
             self._measurements.take(time.monotonic(), message["counts"])
             measured, latency = self._measurements.measured(), self._measurements.view()
             self.snapshot = msgspec.structs.replace(self.snapshot, measured=measured, latency=latency)
+
+    def past(self) -> list[tuple[float, float, float]]:
+        """Return what went in and out a second in the last minutes, as `history.past_of` does."""
+        return past_of(self._history)
 
     async def run(self, stop: Stop) -> None:
         """Refresh until a stop is requested."""

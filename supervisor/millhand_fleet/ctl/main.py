@@ -24,7 +24,11 @@ COMMANDS = {
     "status": "millhand_fleet.ctl.status:status",
     "top": "millhand_fleet.ctl.top:top",
     # ---
-    # pause, resume, drain, restart and reload stand here
+    "pause": "millhand_fleet.ctl.orders:pause",
+    "resume": "millhand_fleet.ctl.orders:resume",
+    "drain": "millhand_fleet.ctl.orders:drain",
+    "restart": "millhand_fleet.ctl.orders:restart",
+    "reload": "millhand_fleet.ctl.orders:reload",
     # ---
     "produce": "millhand_fleet.ctl.produce:produce",
     "tail": "millhand_fleet.ctl.tail:tail",
