@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from redis import exceptions
 
+from millhand.address import redis_address
 from millhand.config import Config
 from millhand.errors import Unusable
 from millhand.keys import PARKED_CONSUMER, Keys
@@ -118,7 +119,7 @@ class Observer:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._keys = Keys.of(config)
-        self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
+        self._redis: Redis = connect(redis_address(config.redis), timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
         self._measurements = Measurements()
         self._history = History(keep_s=max(SUCCESS_OVER_S.values()))

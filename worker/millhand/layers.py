@@ -5,6 +5,7 @@ at the border, and everything that is wrong is told at once; a value that got th
 """
 
 import re
+import stat
 import tomllib
 import types
 import typing
@@ -18,6 +19,7 @@ from millhand.config import (
     ENVIRONMENT_FILE,
     ENVIRONMENT_PREFIX,
     NAME_RULE,
+    SECRETS,
     SECTIONS,
     TASK_NAME,
     Config,
@@ -88,6 +90,8 @@ class _Layers:
             else:
                 for key, value in table.items():
                     self.add(section, key, value, origin=str(file))
+        if self.values["redis"].get("password") and file.stat().st_mode & stat.S_IROTH:
+            self._refuse("redis.password", str(file), f"can be read by everybody on this host: chmod o-r {file}")
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         for variable, text in sorted(environment.items()):
@@ -160,7 +164,8 @@ class _Layers:
             try:
                 values[key] = msgspec.convert(value, wanted[key], strict=strict)
             except msgspec.ValidationError as error:
-                self._refuse(f"{path}.{key}", origin, *_explained(value, wanted[key], error))
+                shown = "its value" if f"{path}.{key}" in SECRETS else repr(value)[:80]
+                self._refuse(f"{path}.{key}", origin, *_explained(value, wanted[key], error, shown))
         for field in msgspec.structs.fields(struct):
             if field.required and field.name not in table and field.name != "fields":
                 self._refuse(path, origin, f"has no `{field.name}`")
@@ -194,9 +199,8 @@ def _from_text(text: str, wanted: Any) -> Any:
     return text
 
 
-def _explained(value: Any, wanted: Any, error: msgspec.ValidationError) -> tuple[str, str | None]:
+def _explained(value: Any, wanted: Any, error: msgspec.ValidationError, shown: str) -> tuple[str, str | None]:
     """Return what is wrong with a value in words, and what was perhaps meant."""
-    shown = repr(value)[:80]
     choices = _choices(wanted)
     if typing.get_origin(wanted) is Literal or (choices and isinstance(value, str)):
         return f"{shown} is none of: {', '.join(choices)}", guess(str(value), choices)

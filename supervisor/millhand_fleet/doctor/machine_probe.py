@@ -140,8 +140,9 @@ def _room(path: Path) -> tuple[int | None, float | None]:
 
 
 def _file_has_password(setup: Setup) -> bool:
-    origin = setup.config.origins.get("redis.url", "")
-    return setup.file is not None and origin == str(setup.file) and bool(urlsplit(setup.config.redis.url).password)
+    redis, origins = setup.config.redis, setup.config.origins
+    passwords = {"redis.url": urlsplit(redis.url).password, "redis.password": redis.password}
+    return any(value and origins.get(key) == str(setup.file) for key, value in passwords.items())
 
 
 def _telltales(running: Process | None, children: list[int]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from millhand_fleet.ctl.telling import visible
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.doctor.finding import Finding, Level, Section, worst
 
 MARKS = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.ERROR: "✗"}
