@@ -115,6 +115,16 @@ async def test_a_server_that_speaks_no_tls_is_named(examined: Examine, redis_url
     assert "TLS" in found.one("Redis", "answers").remedy
 
 
+async def test_a_password_file_that_cannot_be_used_is_named(examined: Examine, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s3cret\n")
+    file.chmod(0o644)
+    found = await examined(REDIS_PASSWORD_FILE=str(file))
+    assert "can be read by everybody" in found.one("Programs", "configuration").found
+    assert "redis.password_file" in found.one("Redis", "answers").found
+    assert "s3cret" not in str(found.findings)
+
+
 async def test_what_a_user_may_not_do_is_listed(start_redis: StartRedis, examined: Examine) -> None:
     """F36: a right that is missing shows before an event meets it."""
     server = start_redis(DURABLE)

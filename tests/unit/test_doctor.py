@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from millhand.address import told
 from millhand.config import Config
 from millhand.keys import Keys
 from millhand.layers import load_what_is_right
@@ -99,6 +100,11 @@ def test_every_needed_command_names_keys_that_there_are() -> None:
     commands = needed(keys)
     assert len(commands) == len(NEEDED)
     assert ["XADD", keys.output, "*", "data", "x"] in commands
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    assert told("rediss://u:p@w@host:6380/0") == "rediss://***@host:6380/0"
+    assert told("redis://host") == "redis://host"
 
 
 def test_the_numbers_of_a_version_are_found_before_its_suffix() -> None:

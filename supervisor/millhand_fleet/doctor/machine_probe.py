@@ -9,6 +9,7 @@ import resource
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -140,9 +141,11 @@ def _room(path: Path) -> tuple[int | None, float | None]:
 
 
 def _file_has_password(setup: Setup) -> bool:
-    origins, redis = setup.config.origins, setup.config.redis
-    keys = {"redis.password": redis.password, "redis.url": "@" in redis.url and ":" in redis.url.partition("@")[0][8:]}
-    return setup.file is not None and any(held and origins.get(key) == str(setup.file) for key, held in keys.items())
+    redis, origins = setup.config.redis, setup.config.origins
+    held = {"redis.password"} if redis.password else set()
+    with suppress(ValueError):  # no address: a problem of its own
+        held |= {"redis.url"} if urlsplit(redis.url).password else set()
+    return setup.file is not None and any(origins.get(key) == str(setup.file) for key in held)
 
 
 def _telltales(running: Process | None, children: list[int]) -> Iterator[str]:

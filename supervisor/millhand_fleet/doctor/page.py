@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.doctor.finding import Finding, Level, Section, worst
 
 MARKS = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.ERROR: "✗"}
@@ -59,7 +60,7 @@ def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
 
 def _said(text: str, *, unicode: bool) -> str:
     """Return text that may hold a server's words, as one line that no terminal misreads."""
-    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    line = visible(text.encode(errors="backslashreplace"))
     return line if unicode else line.replace("…", "...").encode("ascii", "backslashreplace").decode()
 
 

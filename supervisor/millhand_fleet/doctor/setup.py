@@ -9,6 +9,7 @@ import msgspec
 
 from millhand.address import redis_address
 from millhand.config import EMBEDDED, ENVIRONMENT_FILE, Config
+from millhand.errors import Unusable
 from millhand.layers import load_what_is_right
 from millhand_fleet.ctl.settings import PLACES, found_file
 from millhand_fleet.doctor.processes import Process, look_at
@@ -60,6 +61,12 @@ def set_up(file: Path | None) -> Setup:
     """Find out what is to be examined. Never fails: what is wrong is in `problems`."""
     file = file or found_file()
     config, problems = load_what_is_right(file, os.environ)
+    try:
+        redis_address(config.redis)
+    except Unusable as error:
+        problems = [*problems, str(error)]
+    except ValueError:
+        pass  # no address: that is among the problems
     setup = Setup(config, tuple(problems), file, workers=config.fleet.workers)
     state = StateDir(_state_dir(config))
     try:
