@@ -71,6 +71,6 @@ def _reach_as_another_user(fleet: RunningFleet) -> None:
     if os.getuid() == 0:
         reach = f"import os, socket, sys; os.setgid({NOBODY_UID}); os.setuid({NOBODY_UID})\n"
         reach += "socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-        command = [sys.executable, "-S", "-c", reach, control]
+        command = [sys.executable, "-S", "-c", reach, str(control)]
         tried = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         assert "PermissionError" in tried.stderr
