@@ -17,6 +17,7 @@ from millhand.verdict import Delivery, Skip
 from millhand_fleet import janitor as janitor_module
 from millhand_fleet.backlog import Backlog
 from millhand_fleet.janitor import Janitor
+from millhand_fleet.trimming import foresee, trim
 from scripts.fake_ollama import FakeOllama
 
 pytestmark = pytest.mark.every_server
@@ -305,7 +306,10 @@ async def test_a_call_deletes_no_more_than_it_may_until_all_is_gone(stream: Inpu
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_whatever_groups_do_exactly_what_all_have_acknowledged_goes(stream: Input, seed: int) -> None:
-    """Random adding, reading, acknowledging, deleting, rewinding and trimming by three groups; judged by hand."""
+    """Random adding, reading, acknowledging, deleting, rewinding and trimming by three groups; judged by hand.
+
+    How many go is foreseen each time, as `worker-ctl trim --dry-run` does.
+    """
     chance = random.Random(seed)  # noqa: S311 - a seed to repeat it by
     groups, last, history = ["enrichers"], 0, list[str]()
     for step in range(120):
@@ -329,7 +333,8 @@ async def test_whatever_groups_do_exactly_what_all_have_acknowledged_goes(stream
                 await stream.race.redis.xgroup_setid(stream.race.keys.input, group, chance.choice(ids))
             case "trim":
                 needed = await stream.needed()
-                await stream.trim_all(entries_max=chance.choice([1, 50, 5000]))
+                foreseen = await foresee(stream.race.redis, stream.race.keys, 0.0)
+                assert await stream.trim_all(entries_max=chance.choice([1, 50, 5000])) == foreseen, history
                 assert await stream.ids() == needed, history
 
 
@@ -338,6 +343,32 @@ async def acknowledge_some(stream: Input, group: str, chance: random.Random) -> 
     for row in rows:
         if chance.random() < 0.9:
             await stream.acknowledge(row["message_id"].decode(), group=group)
+
+
+async def test_trimming_by_hand_takes_what_it_foresaw_and_tells_on_the_way(stream: Input) -> None:
+    """By age: what is younger stays, and what is pending or not delivered, and all behind it."""
+    now_ms = int(await stream.race.server_ms())
+    await stream.add(*[f"{n}-1" for n in range(1, 2501)], f"{now_ms - HOUR_MS // 2}-0", f"{now_ms}-0")
+    await stream.finish(2501)
+    redis, keys, told = stream.race.redis, stream.race.keys, list[int]()
+
+    assert await foresee(redis, keys, 3600.0) == 2500
+    assert await trim(redis, keys, 3600.0, told.append) == 2500
+    assert told[-1] == 2500
+    assert len(told) > 1
+    assert await foresee(redis, keys, 3600.0) == 0
+    assert await foresee(redis, keys, 60.0) == 1
+    assert await stream.ids() == [f"{now_ms - HOUR_MS // 2}-0", f"{now_ms}-0"]
+
+
+async def test_nothing_is_foreseen_where_there_is_no_stream_or_no_group(stream: Input) -> None:
+    """As the script does: a stream without a group is left alone."""
+    redis, keys = stream.race.redis, stream.race.keys
+    await stream.add("1-1")
+    await redis.xgroup_destroy(keys.input, keys.group)
+    assert await foresee(redis, keys, 0.0) == 0
+    await redis.delete(keys.input)
+    assert await foresee(redis, keys, 0.0) == 0
 
 
 # -- the janitor -------------------------------------------------------------------------------------------------------
