@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from redis import exceptions
 
+from millhand.address import redis_address
 from millhand.config import Config
 from millhand.errors import Unusable
 from millhand.keys import PARKED_CONSUMER, Keys
@@ -14,7 +15,7 @@ from millhand.stop import Stop
 from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Age, Backlog
 from millhand_fleet.gate_view import GateView, look_at_gate
-from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of
+from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of, past_of
 from millhand_fleet.latency import LatencyView, Measured, Measurements
 from millhand_fleet.recent import DeadRecord, EnrichedRecord, Recent
 
@@ -36,6 +37,7 @@ class RedisView(msgspec.Struct, frozen=True):
     error: str | None = None
     server: str = ""
     durability: str = "unknown"  # durable | weak: everysec | none | unknown
+    database: int = 0
     eviction: str = "unknown"  # its maxmemory-policy; any but noeviction may throw events away
 
 
@@ -43,6 +45,7 @@ class StreamsView(msgspec.Struct, frozen=True):
     """What stands in the streams. All counts are events."""
 
     input_length: int = 0
+    added: int = 0  # since the stream began
     backlog: int = 0  # not yet delivered to any worker
     pending: int = 0  # delivered, and not yet settled
     parked: int = 0  # of the pending: waiting for their retry
@@ -116,7 +119,7 @@ class Observer:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._keys = Keys.of(config)
-        self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
+        self._redis: Redis = connect(redis_address(config.redis), timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
         self._measurements = Measurements()
         self._history = History(keep_s=max(SUCCESS_OVER_S.values()))
@@ -135,6 +138,10 @@ class Observer:
             measured, latency = self._measurements.measured(), self._measurements.view()
             self.snapshot = msgspec.structs.replace(self.snapshot, measured=measured, latency=latency)
 
+    def past(self) -> list[tuple[float, float, float]]:
+        """Return what went in and out a second in the last minutes, as `history.past_of` does."""
+        return past_of(self._history)
+
     async def run(self, stop: Stop) -> None:
         """Refresh until a stop is requested."""
         while not stop.requested:
@@ -147,7 +154,10 @@ class Observer:
             server = await require_streams(self._redis)
             await self._require_primary()
             durability, eviction = await self._promises()
-            redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
+            database = int(self._redis.connection_pool.connection_kwargs.get("db") or 0)
+            redis = RedisView(
+                reachable=True, server=server, durability=durability, database=database, eviction=eviction
+            )
             seen: dict[str, Any] = {
                 "streams": await self._streams(),
                 "gate": await look_at_gate(self._redis, self._keys, self._config),
@@ -179,6 +189,7 @@ class Observer:
         flow = self._flow(info["entries-added"], totals, backlog + group["pending"])
         return StreamsView(
             input_length=info["length"],
+            added=info["entries-added"],
             backlog=backlog,
             backlog_age_s=age.unsettled_s,
             undelivered_age_s=age.undelivered_s,

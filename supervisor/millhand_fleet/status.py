@@ -1,5 +1,6 @@
 """The document that `worker-ctl status`, `top` and the web page render."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,6 +9,29 @@ import msgspec
 from millhand import __version__
 from millhand_fleet.health import judge_health
 from millhand_fleet.snapshot import Snapshot
+
+GOOD_S = 0.5
+
+
+class Kept:
+    """What was rendered of a snapshot, as long as there is no newer one: many who ask are one rendering."""
+
+    def __init__(self, render: Callable[[Snapshot, float], bytes]) -> None:
+        self._render = render
+        self._of: Snapshot | None = None
+        self._made_s = 0.0
+        self._rendered = b""
+
+    def of(self, snapshot: Snapshot, now_s: float) -> bytes:
+        """Return a snapshot rendered. `now_s` in the desk's monotonic seconds."""
+        if snapshot is not self._of or now_s - self._made_s > GOOD_S:
+            self._rendered, self._of, self._made_s = self._render(snapshot, now_s), snapshot, now_s
+        return self._rendered
+
+
+def status_json(snapshot: Snapshot, now_s: float) -> bytes:
+    """Return the document as JSON."""
+    return msgspec.json.encode(status_document(snapshot, now_s))
 
 
 def status_document(snapshot: Snapshot, now_s: float) -> dict[str, Any]:
@@ -27,6 +51,7 @@ def health_document(snapshot: Snapshot, now_s: float) -> dict[str, Any]:
         "status": health.status,
         "ready": health.ready,
         "reasons": list(health.reasons),
+        "notes": list(health.notes),
         "fleet": snapshot.fleet,
         "backlog": streams.backlog,
         "backlog_age_s": streams.backlog_age_s,

@@ -40,6 +40,12 @@ def test_supervisord_stays_importable_from_the_project_root() -> None:
     assert "site-packages" in answer.stdout
 
 
+def test_a_fleet_is_wired_without_loading_the_embedded_model() -> None:
+    """One with its own Ollama needs no llama.cpp, and no supervisor carries it along."""
+    code = "import sys, millhand_fleet.assemble; sys.exit('xllamacpp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
+
+
 def test_the_import_directions_hold() -> None:
     command = [str(BIN / "lint-imports"), "--no-cache"]
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -51,7 +57,7 @@ def test_the_import_directions_hold() -> None:
     [
         ("signal", {"stop.py"}),
         ("multiprocessing", {"child.py", "supervisor.py"}),
-        ("httpx", {"ollama.py"}),
+        ("httpx", {"ollama.py", "documents.py"}),
         ("ctypes", {"process.py", "preflight.py"}),
     ],
 )

@@ -7,11 +7,12 @@ import msgspec
 
 from millhand.config import Enrich
 from millhand.errors import Malformed
+from millhand.trace import TRACEPARENT
 
 DATA = b"data"
 ENRICHMENT = "ai_enrichment"
 EVENT_ID = b"event_id"
-PASSED_ON = (EVENT_ID, b"traceparent")  # optional fields of the input that the output carries as they are
+PASSED_ON = (EVENT_ID, TRACEPARENT)  # optional fields of the input that the output carries as they are
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from millhand import event as events
+from millhand.address import redis_address
 from millhand.asking import Answered, Asker
 from millhand.cache import Answers
 from millhand.calling import Caller
@@ -23,7 +24,8 @@ from millhand.log import logger
 from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
 from millhand.process import run_child
-from millhand.pulse import Birth, Pulse
+from millhand.pulse import PAUSED, Birth, Pulse
+from millhand.remedy import remedy_for
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
@@ -69,7 +71,7 @@ def work(config: Config, consumer: str, birth: Birth) -> None:
 
     async def life(stop: Stop, pulse: Pulse) -> None:
         worker = Worker(config, consumer, stop, logger())
-        pulse.stats = worker.stats
+        pulse.stats, pulse.hear = worker.stats, worker.hear
         await worker.run(pulse)
 
     run_child(birth, config, life)
@@ -88,8 +90,9 @@ class Worker:
         self._policy = Policy(
             delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
         )
-        self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
-        self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
+        address = redis_address(config.redis)
+        self._redis = connect(address, connections_max=config.model.concurrency + 4)
+        self._stream = Stream(address, keys, consumer, delivery.deliveries_max)
         self._event_id_asks = asyncio.Lock()  # one after the other: of two that come together, the first is the first
         self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
         courier = Courier(self._redis)
@@ -106,6 +109,9 @@ class Worker:
         self._settled: Counter[str] = Counter()
         self._ages = Histogram()  # of events, from their being added to their being settled for good
         self._due_turn = False
+        self._resumed = asyncio.Event()  # unset while an operator's pause lasts
+        self._resumed.set()
+        self._taking = False  # a read is under way, or what it brought is not in hand yet
         self._redis_away: str | None = None  # why nothing is read
         self._redis_refuses: str | None = None  # why an event_id cannot be asked about
 
@@ -120,10 +126,13 @@ class Worker:
             pulse.send({"ready": True})
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
         while not self._stop.requested:
+            await self._stop.or_result(self._resumed.wait())
             free = await self._free_slots()
-            places = await self._places(free) if free else 0
-            calls = self._calls(await self._next(places)) if places else []
+            places = await self._places(free) if free and self._resumed.is_set() else 0
+            self._taking = places > 0 and self._resumed.is_set()
+            calls = self._calls(await self._next(places)) if self._taking else []
             await self._take_up(calls, self._gate.take(len(calls)))
+            self._taking = False
             self._free(free - len(calls))
         await self._drain()
         renewing.cancel()
@@ -137,6 +146,11 @@ class Worker:
             self._log.critical("worker.upkeep_failed", exc_info=error)
             self._stop.request()
 
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take in what the supervisor says."""
+        if "pause" in message:
+            self._resumed.clear() if message["pause"] else self._resumed.set()
+
     def stats(self) -> dict[str, Any]:
         """Return what the worker says of itself with each heartbeat."""
         waits_for = self._gate.away
@@ -144,9 +158,12 @@ class Worker:
         refused = next((error for error in refusals if error is not None), None)
         if refused is not None:
             waits_for = f"redis: {refused}"
+        if not self._resumed.is_set() and not self._taking:
+            waits_for = PAUSED  # from here on nothing more comes into its hands
         at_the_gate = {"at_the_gate": list(self._caller.waiting)} if self._caller.waiting else {}
+        in_hand = max(len(self._leases), len(self._walks))  # a walk that has just begun has no lease yet
         return {
-            "in_hand": len(self._leases),
+            "in_hand": in_hand,
             "oldest_s": round(self._leases.oldest_s, 1),
             "waits_for": waits_for,
             "asking": self._caller.asking,
@@ -230,7 +247,7 @@ class Worker:
     async def _wait_for_redis(self, error: BaseException) -> None:
         """Tell why Redis does not do as asked, once, and give it a moment. The janitor puts a vanished group back."""
         if self._redis_away is None:
-            self._log.warning("redis.waiting", error=str(error))
+            self._log.warning("redis.waiting", error=str(error), remedy=remedy_for(error))
         self._redis_away = str(error)
         if is_stale(error):
             await self._stream.reconnect()
@@ -250,8 +267,7 @@ class Worker:
         """
         deliveries = [delivery for call in calls for delivery in call]
         for delivery in deliveries:
-            token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-            self._log.debug("event.delivered", attempts=delivery.attempts, **token)
+            self._log.debug("event.delivered", attempts=delivery.attempts, **delivery.labels())
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
             self._gate.give_back(permits)  # what is in hand may need it
@@ -271,11 +287,10 @@ class Worker:
 
     def _start(self, deliveries: list[Delivery], permit: Permit) -> None:
         """Start on what shares a call, and a slot until the last of it has ended."""
-        walks = set[asyncio.Task[None]]()
+        walks = dict[asyncio.Task[None], Delivery]()
 
         def ended(walk: asyncio.Task[None]) -> None:
-            self._ended(walk)
-            walks.discard(walk)
+            self._ended(walk, walks.pop(walk))
             if not walks:
                 self._gate.give_back([permit])
                 self._free(1)
@@ -283,15 +298,15 @@ class Worker:
         party = self._asker.party(len(deliveries), permit) if len(deliveries) > 1 else None
         for delivery in deliveries:
             own = self._gate.permit() if party else permit
-            walks.add(asyncio.create_task(self._walk(delivery, own, party)))
-        self._walks |= walks
+            walks[asyncio.create_task(self._walk(delivery, own, party))] = delivery
+        self._walks |= walks.keys()
         for walk in list(walks):
             walk.add_done_callback(ended)
 
-    def _ended(self, walk: asyncio.Task[None]) -> None:
+    def _ended(self, walk: asyncio.Task[None], delivery: Delivery) -> None:
         self._walks.discard(walk)
         if not walk.cancelled() and (error := walk.exception()):
-            self._log.error("event.walk_failed", exc_info=error)
+            self._log.error("event.walk_failed", exc_info=error, **delivery.labels())
 
     async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None) -> None:
         """Take one delivery from its fields to its verdict."""
@@ -333,7 +348,7 @@ class Worker:
                     first = await self._event_ids.first_with(event_id, delivery)
             except RedisError as error:
                 say = self._log.debug if self._redis_refuses else self._log.warning
-                say("event_id.waiting", id=delivery.id, error=str(error))
+                say("event_id.waiting", error=str(error), **delivery.labels())
                 self._redis_refuses = str(error)
                 self._gate.give_back([permit])  # others may go on
                 if is_stale(error):
@@ -375,8 +390,7 @@ class Worker:
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:
             say = self._log.debug
-        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-        say("event.settled", verdict=word, settled=settled.value, **token, **tell(verdict))
+        say("event.settled", verdict=word, settled=settled.value, **delivery.labels(), **tell(verdict))
 
     # -- stop -------------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,13 @@ from typing import Any
 import click
 import msgspec
 
-from millhand.config import SECTIONS, Config
-from millhand.errors import ConfigError
+from millhand.address import HIDDEN, redis_address, told
+from millhand.config import EMBEDDED, SECRETS, SECTIONS, Config
+from millhand.errors import ConfigError, Unusable
 from millhand.layers import load
 from millhand.tasks.catalogue import chosen_tasks
 from millhand_fleet.ctl.settings import found_file, leave, load_config
 
-SECRET = {"redis.url"}
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
 
 
@@ -72,10 +72,13 @@ def check(file: Path | None, *, as_json: bool) -> None:
     try:
         settings = load(file or found_file(), os.environ)
         chosen_tasks(settings)
-    except ConfigError as error:
+        if settings.redis.url != EMBEDDED:
+            redis_address(settings.redis)
+    except Unusable as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         if not as_json:
-            leave("the configuration cannot be used", *error.problems)
-        click.echo(json.dumps({"good": False, "file": where, "problems": error.problems}))
+            leave("the configuration cannot be used", *problems)
+        click.echo(json.dumps({"good": False, "file": where, "problems": problems}))
         sys.exit(os.EX_CONFIG)
     if as_json:
         click.echo(json.dumps({"good": True, "file": where, "problems": [], "tasks": settings.enrich.tasks}))
@@ -100,15 +103,13 @@ def _document(settings: Config) -> dict[str, Any]:
 
 def _shown(name: str, value: Any) -> Any:
     """Return a value as it may be shown, and as JSON can hold it."""
-    if name in SECRET:
-        return _masked(value)
+    if name in SECRETS:
+        return _masked(name, value)
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
-def _masked(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    _, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{'***@' if at else ''}{host or rest}"
+def _masked(name: str, value: str) -> str:
+    return told(value) if name.endswith(".url") else HIDDEN if value else ""
 
 
 def _toml(value: object) -> str:

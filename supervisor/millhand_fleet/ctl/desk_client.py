@@ -57,7 +57,7 @@ def await_ready(config: Config, wait_s: float) -> None:
 
 def request(config: Config, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_TIMEOUT_S) -> Reply:
     """Send a request to the desk's unix socket. Raises what is in NO_ANSWER."""
-    connection = _UnixConnection(config.state_dir / CONTROL_SOCKET, timeout_s)
+    connection = UnixConnection(config.state_dir / CONTROL_SOCKET, timeout_s)
     with closing(connection):
         payload = None if body is None else json.dumps(body)
         connection.request(method, path, payload, {"Content-Type": "application/json"} if payload else {})
@@ -79,7 +79,7 @@ def remedy(config: Config, error: Exception) -> tuple[str, ...]:
     return (f"{where} is not running", "start it with `worker-ctl up`")
 
 
-class _UnixConnection(HTTPConnection):
+class UnixConnection(HTTPConnection):
     """HTTP through a unix socket."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
@@ -87,6 +87,7 @@ class _UnixConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        """Open the socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))

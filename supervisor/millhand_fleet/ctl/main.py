@@ -23,18 +23,18 @@ COMMANDS = {
     "scale": "millhand_fleet.ctl.orders:scale",
     "status": "millhand_fleet.ctl.status:status",
     "top": "millhand_fleet.ctl.top:top",
-    # ---
-    # pause, resume, drain, restart and reload stand here
-    # ---
+    "pause": "millhand_fleet.ctl.orders:pause",
+    "resume": "millhand_fleet.ctl.orders:resume",
+    "drain": "millhand_fleet.ctl.orders:drain",
+    "restart": "millhand_fleet.ctl.orders:restart",
+    "reload": "millhand_fleet.ctl.orders:reload",
     "produce": "millhand_fleet.ctl.produce:produce",
     "tail": "millhand_fleet.ctl.tail:tail",
     "dead": "millhand_fleet.ctl.dead:dead",
     "trim": "millhand_fleet.ctl.trim:trim",
     "verify": "millhand_fleet.ctl.verify:verify",
     "compare": "millhand_fleet.ctl.compare:compare",
-    # ---
-    # doctor stands here
-    # ---
+    "doctor": "millhand_fleet.ctl.doctor:doctor",
     "config": "millhand_fleet.ctl.config:config",
     "demo": "millhand_fleet.ctl.demo:demo",
     "completion": "millhand_fleet.ctl.completion:completion",
