@@ -34,7 +34,7 @@ def doctor(file: Path | None, *, measure: bool, quiet: bool, as_json: bool) -> N
     \b
     Examples: worker-ctl doctor
               worker-ctl doctor --measure
-              worker-ctl doctor --json | jq '.findings[] | select(.level == "error")'
+              worker-ctl doctor --json | jq '.findings[].remedy'
     """  # noqa: D301 - click's own mark
     from millhand_fleet.doctor.examination import examine  # noqa: PLC0415 - loads every probe
 
