@@ -22,10 +22,13 @@ WORKER_CTL = [sys.executable, "-m", "millhand_fleet.ctl.main"]
 EX_UNAVAILABLE, EX_CONFIG, EX_USAGE = 69, 78, 2
 HEAVY = {"redis", "httpx", "uvicorn", "starlette", "hiredis"}
 TELLS_CODES = {  # whose exit codes say more than done or failed
-    "status", "top", "produce", "tail", "trim", "verify", "compare", "demo", "config check", "dead show",
-    "dead requeue", "dead drop",
+    "status", "top", "scale", "pause", "drain", "restart", "reload", "produce", "tail", "trim", "verify", "compare",
+    "doctor", "demo", "config check", "dead show", "dead requeue", "dead drop",
 }  # fmt: skip
-ASK_THE_DESK = [["status"], ["status", "--json"], ["top", "--once"], ["scale", "3"], ["stop"]]
+ASK_THE_DESK = [
+    ["status"], ["status", "--json"], ["top", "--once"], ["scale", "3"], ["scale", "-1", "--json"], ["stop"], ["pause"],
+    ["resume"], ["drain"], ["restart"], ["reload", "--wait"],
+]  # fmt: skip
 ASK_REDIS = [
     ["tail"], ["tail", "--from", "start", "--no-follow", "--json"], ["trim", "--yes"], ["trim", "--dry-run"],
     ["verify"], ["verify", "--json", "--wait", "1"], ["compare", "1-1", "2-1"], ["produce", "--json"],
@@ -40,6 +43,7 @@ WRONG = [
     (["dead", "list", "--reason", "timeot"], "Did you mean 'timeout'?"),
     (["dead", "drop", "--all"], "give --yes"),
     (["trim"], "give --yes"),
+    (["trim", "--yes", "--stream", "enriched"], "--older-than 30d"),
     (["compare", "1-1"], "two ids"),
     (["completion", "tcsh"], "'bash', 'zsh', 'fish'"),
     (["top"], "status --json"),

@@ -80,7 +80,7 @@ def test_workers_that_are_not_well_are_shown_first_where_not_all_fit() -> None:
 
 def test_a_lost_desk_is_said_with_since_when_and_what_was_known_stays() -> None:
     shown = drawn(View(document(2), MINUTE_OF_RATES, "the fleet is not running", 75.0, "22:10:03Z"), 100, 24)
-    assert shown[0].startswith("no answer since 22:10:03Z (1 min): the fleet is not running")
+    assert shown[0].startswith("no answer since 22:10:03Z (1 min), what follows is of then: the fleet is not running")
     assert any("worker-2" in line for line in shown)
     never = drawn(View(None, (), "the fleet is not running", 3.0), 80, 24)
     assert never[0].startswith("no answer for 3 s: the fleet is not running")

@@ -34,9 +34,9 @@ def colour(document: Document) -> str:
 def reason_table(document: Document, columns: int, count_max: int, *, wraps: bool) -> Table:
     """Return why the fleet is not as it should be, a row each; of more than `count_max`, how many more there are."""
     said = [plain(reason) for reason in document["health"]["reasons"]]
-    if len(said) > count_max:
+    if len(said) > count_max > 1:
         said = [*said[: count_max - 1], f"and {len(said) - count_max + 1} more: worker-ctl status"]
-    return _grid([(f"  {BULLET}", reason) for reason in said], columns, colour(document), wraps=wraps)
+    return _grid([(f"  {BULLET}", reason) for reason in said[:count_max]], columns, colour(document), wraps=wraps)
 
 
 def fact_table(facts: Iterable[Fact], columns: int, *, wraps: bool) -> Table:
