@@ -11,6 +11,7 @@ from millhand.address import redis_address
 from millhand.config import CONTROL_SOCKET, EMBEDDED, Config
 from millhand.errors import Unusable
 from millhand.log import logger
+from millhand.model.ollama import authorization
 from millhand.tasks.catalogue import chosen_tasks
 from millhand.worker import work
 from millhand_fleet.child import Spec
@@ -51,6 +52,7 @@ def assemble(config: Config) -> Fleet:
     """
     chosen_tasks(config)
     redis_address(config.redis)
+    authorization(config.model)
     state = StateDir(config.state_dir)
     try:
         state.hold()

@@ -4,15 +4,14 @@ The address holds the password. It goes from here to `stream.connect` and nowher
 """
 
 import ssl
-import stat
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 from millhand.config import EMBEDDED, Redis
 from millhand.errors import Unusable
+from millhand.secret import is_public, secret_in
 
-SECRET_BYTES_MAX = 4096
 HIDDEN = "***"
 TLS = "rediss"
 
@@ -27,7 +26,8 @@ def redis_address(redis: Redis) -> str:
         return redis.url
     parts = urlsplit(redis.url)
     login, at, place = parts.netloc.rpartition("@")
-    if password := _password(redis):
+    password = secret_in(redis.password_file, "redis.password_file") if redis.password_file else redis.password
+    if password:
         login, at = f"{login.partition(':')[0]}:{quote(password, safe='')}", "@"
     query = urlencode(_tls_options(redis)) if parts.scheme == TLS else parts.query
     return f"{parts.scheme}://{login}{at}{place}{parts.path}{'?' if query else ''}{query}"
@@ -78,27 +78,6 @@ _REMEDIES = {
 }
 
 
-def _password(redis: Redis) -> str:
-    if not redis.password_file:
-        return redis.password
-    file = Path(redis.password_file).expanduser()
-    key = f"redis.password_file: {file}"
-    try:
-        if file.stat().st_mode & stat.S_IROTH:
-            raise Unusable(f"{key} can be read by everybody on this host: chmod o-r {file}")
-        with file.open("rb") as opened:
-            secret = opened.read(SECRET_BYTES_MAX + 1)
-    except OSError as error:
-        raise Unusable(f"{key} cannot be read: {error.strerror}") from error
-    try:
-        (password,) = secret[:SECRET_BYTES_MAX].decode().splitlines()
-    except ValueError:  # not one line, or no UTF-8
-        raise Unusable(f"{key} must hold the password and nothing else, in one line") from None
-    if not password or len(secret) > SECRET_BYTES_MAX:
-        raise Unusable(f"{key} must hold the password, of at most {SECRET_BYTES_MAX} bytes")
-    return password
-
-
 def _tls_options(redis: Redis) -> dict[str, str]:
     """Return redis-py's options for the files, after looking into each."""
     ca_file, cert_file, key_file = (
@@ -117,7 +96,7 @@ def _tls_options(redis: Redis) -> dict[str, str]:
             ) from error
         except OSError as error:
             raise Unusable(f"{key} cannot be read: {error.strerror}") from error
-    if key_file and Path(key_file).stat().st_mode & stat.S_IROTH:
+    if key_file and is_public(Path(key_file)):
         raise Unusable(f"redis.tls_key_file: {key_file} can be read by everybody on this host: chmod o-r {key_file}")
     options = {"ssl_ca_certs": ca_file, "ssl_certfile": cert_file, "ssl_keyfile": key_file}
     return {name: file for name, file in options.items() if file}
