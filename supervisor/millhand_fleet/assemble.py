@@ -1,36 +1,44 @@
 """The only wiring: from a configuration to a supervisor with its children."""
 
 import errno
+import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from millhand.address import redis_address
 from millhand.config import CONTROL_SOCKET, EMBEDDED, Config
 from millhand.errors import Unusable
 from millhand.log import logger
-from millhand.model.ollama import authorization
-from millhand.tasks.catalogue import chosen_tasks
 from millhand.worker import work
+from millhand_fleet.admission import require_usable
+from millhand_fleet.blueprint import Blueprint, Outside, Roles
 from millhand_fleet.child import Spec
 from millhand_fleet.desk import attend
 from millhand_fleet.embedded.model_process import run_model
 from millhand_fleet.embedded.preflight import require_model_server, valkey_binary
 from millhand_fleet.embedded.valkey import FOLDER, LOG, run_valkey
 from millhand_fleet.janitor import consumer_prefix, look_after
+from millhand_fleet.leftovers import end_leftovers, remember
+from millhand_fleet.notify import Notify
+from millhand_fleet.reloading import Reloader
+from millhand_fleet.restarts import Wear
+from millhand_fleet.slot import worker_name
 from millhand_fleet.state import (
     ENDPOINTS,
     ORPHANS_GONE_S,
     POLL_S,
     DesiredCount,
+    OperatorPause,
     StateDir,
     kept_port,
 )
-from millhand_fleet.supervisor import Roles, Supervisor
+from millhand_fleet.supervisor import Supervisor
 
 LISTEN_BACKLOG = 128
+STACKS = "stacks"  # a file for each child that hung or crashed last
 EMBEDDED_SLOTS = 2  # calls that the embedded model answers at once
 
 
@@ -45,23 +53,25 @@ class Fleet:
     workers: int
 
 
-def assemble(config: Config) -> Fleet:
+def assemble(config: Config, read: Callable[[], Config], stop_wait_note: str | None = None) -> Fleet:
     """Check what can be checked before a process is started, take the lock, open the sockets, and wire the children.
 
-    Raises Unusable with what to change, FleetRunningError if another supervisor is there.
+    `read` reads the configuration again, for a reload. Raises Unusable with what to change, FleetRunningError if
+    another supervisor is there.
     """
-    chosen_tasks(config)
-    redis_address(config.redis)
-    authorization(config.model)
+    require_usable(config)
     state = StateDir(config.state_dir)
     try:
         state.hold()
+        (state.path / STACKS).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise Unusable(f"fleet.state_dir {state.path} cannot be used: {error.strerror}") from error
-    return _wire(config, state)
+    if killed := end_leftovers(state):
+        logger().warning("fleet.leftovers_killed", pids=killed)
+    return _wire(config, state, read, stop_wait_note)
 
 
-def _wire(config: Config, state: StateDir) -> Fleet:
+def _wire(config: Config, state: StateDir, read: Callable[[], Config], stop_wait_note: str | None) -> Fleet:
     servers: list[Spec] = []
     redis_url, model_url = config.redis.url, config.model.url
     if redis_url == EMBEDDED:
@@ -79,18 +89,37 @@ def _wire(config: Config, state: StateDir) -> Fleet:
     tcp = _listen(config.desk.port or kept_port(state, "desk", 0), "desk.port")
     unix = _listen_unix(state.path / CONTROL_SOCKET)
     desk_url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
-    config = config.with_urls(redis=redis_url, model=model_url)
-    roles = Roles(
-        servers=tuple(servers),
-        janitor=lambda living: Spec("janitor", look_after, lambda _: (config, living)),
-        desk=Spec("desk", attend, lambda _: (config, tcp, unix)),
-        worker=lambda number: _worker(config, number),
-    )
+
+    def drawn(configured: Config) -> Blueprint:
+        urls = {"redis": redis_url} if configured.redis.url == EMBEDDED else {"redis": configured.redis.url}
+        urls |= {"model": model_url} if configured.model.url == EMBEDDED else {"model": configured.model.url}
+        return _blueprint(configured.with_urls(**urls), tuple(servers), tcp, unix)
+
     desired = DesiredCount(state, config.fleet.workers)
     embedded = {"redis_url": redis_url} if servers and servers[0].name == "valkey" else {}
     state.write(ENDPOINTS, {"desk_url": desk_url, "model_url": model_url, **embedded})
-    supervisor = Supervisor(roles, desired, config.fleet.drain_s, logger())
+    outside = Outside(
+        tell=logger(),
+        notify=Notify(os.environ),
+        renew=Reloader(config, read, drawn),
+        remember=lambda pids: remember(state, pids),
+        stop_wait_note=stop_wait_note,
+    )
+    supervisor = Supervisor(drawn(config), desired, OperatorPause(state), outside)
     return Fleet(supervisor, redis_url, model_url, desk_url, desired.value)
+
+
+def _blueprint(config: Config, servers: tuple[Spec, ...], tcp: socket.socket, unix: socket.socket) -> Blueprint:
+    roles = Roles(
+        servers=servers,
+        janitor=lambda living: Spec(
+            "janitor", look_after, lambda _: (config, living), stacks=_stacks(config, "janitor")
+        ),
+        desk=Spec("desk", attend, lambda _: (config, tcp, unix), stacks=_stacks(config, "desk")),
+        worker=lambda number: _worker(config, number),
+    )
+    fleet = config.fleet
+    return Blueprint(roles, fleet.drain_s, Wear(fleet.recycle_events, fleet.recycle_mib))
 
 
 def _valkey(state_dir: Path, port: int) -> Spec:
@@ -101,11 +130,22 @@ def _valkey(state_dir: Path, port: int) -> Spec:
 
 def _model(config: Config, listener: socket.socket) -> Spec:
     path = require_model_server()
-    return Spec("model", run_model, lambda _: (config, path, EMBEDDED_SLOTS, listener))
+    return Spec("model", run_model, lambda _: (config, path, EMBEDDED_SLOTS, listener), stacks=_stacks(config, "model"))
 
 
 def _worker(config: Config, number: int) -> Spec:
-    return Spec(f"worker-{number}", work, lambda identity: (config, identity), consumer=f"{consumer_prefix()}{number}")
+    name = worker_name(number)
+    return Spec(
+        name,
+        work,
+        lambda identity: (config, identity),
+        consumer=f"{consumer_prefix()}{number}",
+        stacks=_stacks(config, name),
+    )
+
+
+def _stacks(config: Config, name: str) -> str:
+    return str(config.state_dir / STACKS / name)
 
 
 def _listen(port: int, key: str) -> socket.socket:

@@ -1,6 +1,8 @@
-"""How many events wait: counted, never taken from XINFO's `lag`, which is null or wrong after deletes and trims."""
+"""How many events wait, and how long: counted, never by XINFO's `lag`, which deletes and trims make null or wrong."""
 
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from millhand.stream import Script
 
@@ -8,6 +10,14 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 PAGE = 1000  # entries a call, so that the server is never held up for long
+EARLIEST_MS = 1_000_000_000_000  # September 2001: an id below it is a number that a producer chose, and no time
+
+
+class Age(msgspec.Struct, frozen=True):
+    """How long the oldest event of each kind has waited since it was added; None where there is none."""
+
+    unsettled_s: float | None = None  # delivered or not
+    undelivered_s: float | None = None
 
 
 class Backlog:
@@ -36,6 +46,17 @@ class Backlog:
         self._added, self._removed, self._delivered, self._newest = added, removed, delivered, newest
         return self._waiting
 
+    async def age(self, delivered: str, oldest_pending: str | None, now_ms: float) -> Age:
+        """Return how old the oldest entries are: of those after `delivered`, and of all that are not yet settled.
+
+        `now_ms` by the server's clock. An id that is no time has no age.
+        """
+        _, first = await self._count_after(keys=[self._stream], args=[delivered, "+", 1])
+        undelivered_s = _age_s(first.decode(), now_ms) if first else None
+        pending_s = _age_s(oldest_pending, now_ms) if oldest_pending else None
+        known = [age_s for age_s in (undelivered_s, pending_s) if age_s is not None]
+        return Age(max(known, default=None), undelivered_s)
+
     async def _between(self, after: str, until: str) -> int:
         """Count the entries in (after, until]."""
         total = 0
@@ -49,6 +70,11 @@ class Backlog:
 def _id(info: dict[str, Any]) -> str:
     newest = info["last-generated-id"]
     return newest.decode() if isinstance(newest, bytes) else str(newest)
+
+
+def _age_s(entry_id: str, now_ms: float) -> float | None:
+    added_ms, _ = _order(entry_id)
+    return round(max(0.0, now_ms - added_ms) / 1000, 3) if added_ms >= EARLIEST_MS else None
 
 
 def _order(entry_id: str) -> tuple[int, int]:

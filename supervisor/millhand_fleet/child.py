@@ -1,16 +1,21 @@
-"""One child process: how it is started, heard, stopped and killed."""
+"""One child process: how it is started, heard, measured, stopped and killed."""
 
 import multiprocessing
 import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from millhand.pulse import HANG_LIMIT_S, Birth, Line
 
-KILL_AFTER_S = HANG_LIMIT_S + 5.0  # past the child's own watchdog, which leaves its stacks in the log
+KILL_AFTER_S = HANG_LIMIT_S + 5.0  # past the child's own watchdog, which leaves its stacks
+STACKS_CHARS_MAX = 16_384
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+MIB = 1 << 20
 
 _spawn = multiprocessing.get_context("spawn")
 
@@ -24,6 +29,7 @@ class Spec:
     args: Callable[[str], tuple[Any, ...]]
     consumer: str = ""  # what the identity of an incarnation begins with, if not the name
     log_file: str = ""  # where it writes what it does not write to the fleet's log
+    stacks: str = ""  # where it leaves its stacks when it hangs or crashes
     beats: bool = True  # False: a foreign program, which knows nothing of our line and gets a SIGTERM
 
 
@@ -39,12 +45,18 @@ class Child:
         self.unusable: str | None = None
         self.kill_at: float | None = None
         self.killed = False
+        if spec.stacks:
+            Path(spec.stacks).unlink(missing_ok=True)  # those of an earlier life are in the log
         self.line, end = Line.pair()
-        self._process = _spawn.Process(
-            target=spec.target, args=(*spec.args(self.identity), Birth(spec.name, end, os.getpid())), name=spec.name
-        )
-        self._process.start()
-        end.close()
+        birth = Birth(spec.name, end, os.getpid(), spec.stacks)
+        self._process = _spawn.Process(target=spec.target, args=(*spec.args(self.identity), birth), name=spec.name)
+        try:
+            self._process.start()
+        except BaseException:
+            self.line.close()
+            raise
+        finally:
+            end.close()
 
     @property
     def pid(self) -> int:
@@ -70,6 +82,13 @@ class Child:
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal, None while it runs."""
         return self._process.exitcode
+
+    @property
+    def rss_mib(self) -> float:
+        """How much memory it has in use, in MiB; 0 where the kernel does not say."""
+        with suppress(OSError, ValueError, IndexError):
+            return int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES / MIB
+        return 0.0
 
     def hear(self) -> list[dict[str, Any]]:
         """Take in what the child says of itself; return what is meant for others."""
@@ -101,9 +120,9 @@ class Child:
         if self.killed:
             return None
         if self.kill_at is not None and now > self.kill_at:
-            return "did not stop in time"
+            return "did not stop in time" + self._frozen()
         if self.spec.beats and now - self.last_beat > KILL_AFTER_S:
-            return f"silent for {KILL_AFTER_S:g} s"
+            return f"silent for {KILL_AFTER_S:g} s" + self._frozen()
         return None
 
     def kill(self) -> None:
@@ -111,8 +130,21 @@ class Child:
         self.killed = True
         self._process.kill()
 
+    def stacks(self) -> str:
+        """Return what it left when it hung or crashed: where each of its threads was. Empty if it did neither."""
+        with suppress(OSError):
+            return Path(self.spec.stacks).read_text(encoding="utf-8", errors="replace")[:STACKS_CHARS_MAX].strip()
+        return ""
+
     def bury(self) -> None:
         """Give its descriptors back, once it has ended."""
         self._process.join()
         self._process.close()
         self.line.close()
+
+    def _frozen(self) -> str:
+        """Say why there are no stacks, where the process was stopped: it cannot dump them itself."""
+        with suppress(OSError):
+            if Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "Tt":
+                return "; it was stopped (SIGSTOP), and so could not show where it was"
+        return ""

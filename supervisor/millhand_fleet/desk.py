@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,15 +18,15 @@ from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.stop import Stop
 from millhand_fleet.health import judge_health
+from millhand_fleet.live import Live
 from millhand_fleet.metrics import render
+from millhand_fleet.ordering import Ordering
+from millhand_fleet.page import Doorkeeper, page_routes
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
-from millhand_fleet.state import WORKERS_MAX
+from millhand_fleet.status import Kept, health_document, status_json
 
-ORDER_ANSWER_S = 5.0
-ORDER_BYTES_MAX = 4096
-
-OK, ACCEPTED, BAD_REQUEST, UNAVAILABLE = 200, 202, 400, 503
+OK, UNAVAILABLE = 200, 503
 
 
 def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth) -> None:
@@ -34,11 +34,14 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
 
     async def life(stop: Stop, pulse: Pulse) -> None:
         observer = Observer(config)
-        pulse.hear = observer.hear
-        desk = Desk(observer, pulse)
+        document = Kept(status_json)
+        live = Live(lambda: document.of(observer.snapshot, time.monotonic()), observer.past, stop)
+        desk = Desk(observer, pulse, [*page_routes(), live.route()])
+        public = Doorkeeper(desk.public())
+        pulse.hear = desk.hear
         pulse.send({"ready": True})
         logger().info("desk.open", url=f"http://127.0.0.1:{tcp.getsockname()[1]}")
-        await asyncio.gather(observer.run(stop), serve(desk.public(), [tcp], stop), serve(desk.private(), [unix], stop))
+        await asyncio.gather(observer.run(stop), serve(public, [tcp], stop), serve(desk.private(), [unix], stop))
 
     run_child(birth, config, life)
 
@@ -46,9 +49,12 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
 class Desk:
     """The two faces of one snapshot: what anybody on this host may read, and what the owner may order."""
 
-    def __init__(self, observer: Observer, pulse: Pulse) -> None:
+    def __init__(self, observer: Observer, pulse: Pulse, page: Sequence[Route] = ()) -> None:
         self._observer = observer
-        self._pulse = pulse
+        self._ordering = Ordering(pulse)
+        self._status_json = Kept(status_json)
+        self._exposition = Kept(render)
+        self._page = page
 
     def public(self) -> Starlette:
         """Return the app for loopback TCP."""
@@ -56,14 +62,16 @@ class Desk:
 
     def private(self) -> Starlette:
         """Return the app for the unix socket, whose directory and mode admit the owner alone."""
-        ordering = [
-            Route("/scale", self._scale, methods=["POST"]),
-            Route("/stop", self._stop, methods=["POST"]),
-        ]
-        return Starlette(routes=[*self._reading(), *ordering])
+        return Starlette(routes=[*self._reading(), *self._ordering.routes()])
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take in what the supervisor says: its picture of the fleet, or its answer to an order."""
+        self._observer.hear(message)
+        self._ordering.hear(message)
 
     def _reading(self) -> list[Route]:
         return [
+            *self._page,
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
             Route("/status", self._status),
@@ -71,67 +79,21 @@ class Desk:
         ]
 
     async def _healthz(self, _: Request) -> Response:
-        document = self._document()
+        document = health_document(self._observer.snapshot, time.monotonic())
         return _json(document, UNAVAILABLE if document["status"] == "down" else OK)
 
     async def _readyz(self, _: Request) -> Response:
         health = judge_health(self._observer.snapshot, time.monotonic())
-        return _json({"ready": health.ready, "reasons": health.reasons}, OK if health.ready else UNAVAILABLE)
+        document = {"ready": health.ready, "reasons": health.reasons, "notes": health.notes}
+        return _json(document, OK if health.ready else UNAVAILABLE)
 
     async def _status(self, _: Request) -> Response:
-        snapshot = self._observer.snapshot
-        return _json({"health": self._document(), **msgspec.to_builtins(snapshot)})
+        document = self._status_json.of(self._observer.snapshot, time.monotonic())
+        return Response(document, media_type="application/json")
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(render(self._observer.snapshot), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def _document(self) -> dict[str, Any]:
-        snapshot = self._observer.snapshot
-        health = judge_health(snapshot, time.monotonic())
-        streams = snapshot.streams
-        return {
-            "status": health.status,
-            "ready": health.ready,
-            "reasons": health.reasons,
-            "fleet": snapshot.fleet,
-            "backlog": streams.backlog,
-            "pending": streams.pending,
-            "enriched": streams.enriched,
-            "dead_letters": streams.dead,
-            "success_rate": None if streams.success_rate is None else round(streams.success_rate, 6),
-            "enriched_per_s": streams.enriched_per_s,
-            "workers_ready": sum(row["state"] == "ready" for row in snapshot.workers),
-            "workers_desired": snapshot.desired,
-        }
-
-    async def _scale(self, request: Request) -> Response:
-        if int(request.headers.get("content-length", ORDER_BYTES_MAX + 1)) > ORDER_BYTES_MAX:
-            return _json({"error": f"an order has a length, of at most {ORDER_BYTES_MAX} bytes"}, BAD_REQUEST)
-        try:
-            workers = msgspec.json.decode(await request.body(), type=dict[str, int])["workers"]
-        except (msgspec.DecodeError, KeyError):
-            return _json({"error": 'send {"workers": N}'}, BAD_REQUEST)
-        if not 0 <= workers <= WORKERS_MAX:
-            return _json({"error": f"workers must be 0 to {WORKERS_MAX}, not {workers}"}, BAD_REQUEST)
-        before = self._observer.snapshot.desired
-        self._pulse.send({"scale": workers})
-        if not await self._heard(lambda: self._observer.snapshot.desired == workers):
-            return _json({"error": "the supervisor did not answer"}, UNAVAILABLE)
-        return _json({"workers": workers, "before": before})
-
-    async def _stop(self, _: Request) -> Response:
-        self._pulse.send({"stop_fleet": True})
-        return _json({"stopping": True}, ACCEPTED)
-
-    async def _heard(self, so: Any) -> bool:
-        """Wait until the supervisor's picture says so."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ORDER_ANSWER_S):
-                while not so():
-                    self._observer.heard.clear()
-                    await self._observer.heard.wait()
-                return True
-        return False
+        exposition = self._exposition.of(self._observer.snapshot, time.monotonic())
+        return Response(exposition, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _json(document: Any, status: int = OK) -> Response:

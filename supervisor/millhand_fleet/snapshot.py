@@ -13,14 +13,16 @@ from millhand.errors import Unusable
 from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.stop import Stop
 from millhand.stream import RedisError, connect, is_stale, require_streams
-from millhand_fleet.backlog import Backlog
+from millhand_fleet.backlog import Age, Backlog
 from millhand_fleet.gate_view import GateView, look_at_gate
+from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of, past_of
+from millhand_fleet.latency import LatencyView, Measured, Measurements
+from millhand_fleet.recent import DeadRecord, EnrichedRecord, Recent
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 REFRESH_EVERY_S = 1.0
-RATE_OVER_S = 10.0
 HEALTH_TIMEOUT_S = 2.0
 TOTALS = (
     "enriched", "dead", "retried", "handed_back", "released", "skipped",
@@ -35,6 +37,7 @@ class RedisView(msgspec.Struct, frozen=True):
     error: str | None = None
     server: str = ""
     durability: str = "unknown"  # durable | weak: everysec | none | unknown
+    database: int = 0
     eviction: str = "unknown"  # its maxmemory-policy; any but noeviction may throw events away
 
 
@@ -42,6 +45,7 @@ class StreamsView(msgspec.Struct, frozen=True):
     """What stands in the streams. All counts are events."""
 
     input_length: int = 0
+    added: int = 0  # since the stream began
     backlog: int = 0  # not yet delivered to any worker
     pending: int = 0  # delivered, and not yet settled
     parked: int = 0  # of the pending: waiting for their retry
@@ -62,6 +66,13 @@ class StreamsView(msgspec.Struct, frozen=True):
     cache_misses: int = 0
     groups_recreated: int = 0
     enriched_per_s: float = 0.0
+    in_per_s: float = 0.0
+    dead_per_s: float = 0.0
+    backlog_age_s: float | None = None  # of the oldest event that is not yet settled; None: there is none
+    undelivered_age_s: float | None = None  # of the oldest that no worker has had yet
+    drained_in_s: float | None = None  # until all are settled, at the rates of the last minute; None: unknown, or never
+    success_rate_over: dict[str, float | None] = msgspec.field(default_factory=lambda: dict.fromkeys(SUCCESS_OVER_S))
+    consumers: int = 0
 
     @property
     def success_rate(self) -> float | None:
@@ -79,10 +90,21 @@ class Snapshot(msgspec.Struct, frozen=True):
     heard_at: float = 0.0  # when the supervisor last reported
     desired: int = 0
     supervisor_pid: int = 0
+    paused: bool = False  # by an operator
+    crash_loop: bool = False
+    rolling: dict[str, Any] | None = None  # what is being done to one worker after another, and how many are left
+    stop_wait_note: str | None = None
+    more: dict[str, Any] = {}  # what else the supervisor says of the fleet
     children: tuple[dict[str, Any], ...] = ()
     redis: RedisView = RedisView()
     streams: StreamsView = StreamsView()
     gate: GateView = GateView()
+    output_length: int = 0
+    dead_letter_length: int = 0
+    latency: LatencyView = LatencyView()
+    measured: Measured = Measured()
+    recent_dead: tuple[DeadRecord, ...] = ()
+    recent_enriched: tuple[EnrichedRecord, ...] = ()
     keys: Keys | None = None
 
     @property
@@ -99,22 +121,26 @@ class Observer:
         self._keys = Keys.of(config)
         self._redis: Redis = connect(redis_address(config.redis), timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
-        self._rates: list[tuple[float, int]] = []
+        self._measurements = Measurements()
+        self._history = History(keep_s=max(SUCCESS_OVER_S.values()))
+        self._recent = Recent(self._redis, self._keys, show_payloads=config.desk.show_payloads)
         self.heard = asyncio.Event()
         self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take in the supervisor's picture of its children."""
+        """Take in the supervisor's picture of its children, or what the workers have counted."""
         if "fleet" in message:
-            fleet = message["fleet"]
-            self.snapshot = msgspec.structs.replace(
-                self.snapshot,
-                heard_at=time.monotonic(),
-                desired=fleet["desired"],
-                supervisor_pid=fleet["pid"],
-                children=tuple(fleet["children"]),
-            )
+            heard_at = time.monotonic()
+            self.snapshot = msgspec.structs.replace(self.snapshot, heard_at=heard_at, **_told(message["fleet"]))
             self.heard.set()
+        elif "counts" in message:
+            self._measurements.take(time.monotonic(), message["counts"])
+            measured, latency = self._measurements.measured(), self._measurements.view()
+            self.snapshot = msgspec.structs.replace(self.snapshot, measured=measured, latency=latency)
+
+    def past(self) -> list[tuple[float, float, float]]:
+        """Return what went in and out a second in the last minutes, as `history.past_of` does."""
+        return past_of(self._history)
 
     async def run(self, stop: Stop) -> None:
         """Refresh until a stop is requested."""
@@ -128,17 +154,20 @@ class Observer:
             server = await require_streams(self._redis)
             await self._require_primary()
             durability, eviction = await self._promises()
-            redis = RedisView(reachable=True, server=server, durability=durability, eviction=eviction)
-            streams = await self._streams()
-            gate = await look_at_gate(self._redis, self._keys, self._config)
+            database = int(self._redis.connection_pool.connection_kwargs.get("db") or 0)
+            redis = RedisView(
+                reachable=True, server=server, durability=durability, database=database, eviction=eviction
+            )
+            seen: dict[str, Any] = {
+                "streams": await self._streams(),
+                "gate": await look_at_gate(self._redis, self._keys, self._config),
+                **await self._outputs(),
+            }
         except (*RedisError, KeyError, Unusable) as error:
-            redis = RedisView(error=str(error) or type(error).__name__)
-            streams, gate = self.snapshot.streams, self.snapshot.gate
+            redis, seen = RedisView(error=str(error) or type(error).__name__), {}  # the last numbers stay
             if is_stale(error):
                 await self._redis.connection_pool.disconnect()
-        self.snapshot = msgspec.structs.replace(
-            self.snapshot, taken_at=time.monotonic(), redis=redis, streams=streams, gate=gate
-        )
+        self.snapshot = msgspec.structs.replace(self.snapshot, taken_at=time.monotonic(), redis=redis, **seen)
 
     async def _require_primary(self) -> None:
         """Raise ReadOnlyError where the server has become a replica: it answers whoever reads, and is out of date."""
@@ -154,29 +183,51 @@ class Observer:
             raise exceptions.ResponseError(f"NOGROUP the stream {keys.input} has no group {keys.group}")
         raw: dict[Any, Any] = await self._redis.hgetall(keys.totals)
         totals = {name.decode(): int(value) for name, value in raw.items()}
-        reasons = {name.removeprefix("dead:"): n for name, n in totals.items() if name.startswith("dead:")}
+        delivered = group["last-delivered-id"].decode()
+        backlog = await self._backlog.count(delivered, info)
+        age, parked = await self._in_hand(delivered)
+        flow = self._flow(info["entries-added"], totals, backlog + group["pending"])
         return StreamsView(
             input_length=info["length"],
-            backlog=await self._backlog.count(group["last-delivered-id"].decode(), info),
+            added=info["entries-added"],
+            backlog=backlog,
+            backlog_age_s=age.unsettled_s,
+            undelivered_age_s=age.undelivered_s,
             pending=group["pending"],
-            parked=await self._parked(),
-            dead_by_reason=reasons,
+            parked=parked,
+            consumers=group["consumers"],
+            dead_by_reason={name.removeprefix("dead:"): n for name, n in totals.items() if name.startswith("dead:")},
             groups_recreated=max(0, totals.get(f"group:{keys.group}", 1) - 1),
-            **{name: totals.get(name, 0) for name in TOTALS},
-            enriched_per_s=self._rate(totals.get("enriched", 0)),
+            **_totals(totals),
+            **msgspec.structs.asdict(flow),
         )
 
-    async def _parked(self) -> int:
-        rows = await self._redis.xinfo_consumers(self._keys.input, self._keys.group)
-        return sum(row["pending"] for row in rows if row["name"].decode() == PARKED_CONSUMER)
+    async def _outputs(self) -> dict[str, Any]:
+        """Return what stands in the streams that we write; nothing where that may not be looked at, or is no stream."""
+        try:
+            return {
+                "output_length": await self._redis.xlen(self._keys.output),
+                "dead_letter_length": await self._redis.xlen(self._keys.dead_letter),
+                "recent_dead": await self._recent.dead(),
+                "recent_enriched": await self._recent.enriched(),
+            }
+        except exceptions.ResponseError:
+            return {}  # the workers say what is wrong, if they cannot write either
 
-    def _rate(self, enriched: int) -> float:
-        """Return enriched events a second over the last `RATE_OVER_S`."""
-        now = time.monotonic()
-        self._rates = [(at, count) for at, count in self._rates if now - at <= RATE_OVER_S]
-        self._rates.append((now, enriched))
-        (first_at, first), (last_at, last) = self._rates[0], self._rates[-1]
-        return round(max(0, last - first) / (last_at - first_at), 2) if last_at > first_at else 0.0
+    async def _in_hand(self, delivered: str) -> tuple[Age, int]:
+        """Return the age of what is not settled, and how many of the pending are parked."""
+        keys = self._keys
+        seconds, microseconds = await self._redis.time()
+        summary: dict[str, Any] = await self._redis.xpending(keys.input, keys.group)
+        oldest = summary["min"].decode() if summary["min"] else None
+        age = await self._backlog.age(delivered, oldest, seconds * 1000 + microseconds / 1000)
+        rows = summary["consumers"]
+        return age, sum(row["pending"] for row in rows if row["name"].decode() == PARKED_CONSUMER)
+
+    def _flow(self, added: int, totals: dict[str, int], unsettled: int) -> Flow:
+        counts = Counts(added, totals.get("enriched", 0), totals.get("dead", 0), totals.get("skipped", 0))
+        self._history.note(time.monotonic(), counts)
+        return flow_of(self._history, unsettled)
 
     async def _promises(self) -> tuple[str, str]:
         """Return what an acknowledged write survives, and the eviction policy. CONFIG may be forbidden."""
@@ -188,3 +239,19 @@ class Observer:
         if config.get("appendonly") != "yes":
             return "none", eviction
         return "durable" if config.get("appendfsync") == "always" else f"weak: {config.get('appendfsync')}", eviction
+
+
+def _totals(totals: dict[str, int]) -> dict[str, Any]:
+    return {name: totals.get(name, 0) for name in TOTALS}
+
+
+def _told(fleet: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a snapshot that the supervisor's picture holds."""
+    known = ("paused", "crash_loop", "rolling", "stop_wait_note")
+    return {
+        "desired": fleet["desired"],
+        "supervisor_pid": fleet["pid"],
+        "children": tuple(fleet["children"]),
+        **{name: fleet[name] for name in known if name in fleet},
+        "more": {name: value for name, value in fleet.items() if name not in {"desired", "pid", "children", *known}},
+    }

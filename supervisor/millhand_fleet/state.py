@@ -10,6 +10,7 @@ from typing import Any
 
 LOCK = "supervisor.lock"
 DESIRED = "desired.json"
+PAUSE = "pause.json"
 ENDPOINTS = "endpoints.json"
 WORKERS_MAX = 256
 ORPHANS_GONE_S = 5.0  # how long a killed supervisor's children may still hold their ports
@@ -95,8 +96,31 @@ class DesiredCount:
         self._save(workers)
         self.value = workers
 
+    def configure(self, workers: int) -> None:
+        """Take over a count that was changed in the configuration. Raises OSError, and keeps the old."""
+        if workers != self._configured:
+            before, self._configured = self._configured, workers
+            try:
+                self.set(workers)
+            except OSError:
+                self._configured = before
+                raise
+
     def _save(self, workers: int) -> None:
         self._state.write(DESIRED, {"workers": workers, "configured": self._configured})
+
+
+class OperatorPause:
+    """Whether an operator has told the fleet to read nothing, until told otherwise."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._state = state
+        self.value = state.read(PAUSE).get("paused") is True
+
+    def set(self, paused: bool) -> None:  # noqa: FBT001 - the value itself
+        """Change it, on disk first, so that it survives. Raises OSError, and keeps the old."""
+        self._state.write(PAUSE, {"paused": paused})
+        self.value = paused
 
 
 def _locked(descriptor: int) -> bool:

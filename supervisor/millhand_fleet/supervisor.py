@@ -4,82 +4,74 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any, Protocol
+from typing import Any
 
+from millhand.pulse import MESSAGE_BYTES_MAX
+from millhand_fleet.blueprint import Blueprint, Outside, RefusedError
 from millhand_fleet.child import Child, Spec
-from millhand_fleet.restarts import after_exit
-from millhand_fleet.state import WORKERS_MAX, DesiredCount
+from millhand_fleet.restarts import Wear, after_exit
+from millhand_fleet.slot import Slot, exit_text, is_worker, number_of, shortened, worker_name
+from millhand_fleet.state import WORKERS_MAX, DesiredCount, OperatorPause
+from millhand_fleet.states import State, converge, in_crash_loop
 
 TICK_S = 0.25
 REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
-SHORT_CHARS = 40  # of a child's text, where the whole picture would be too long a message
-
-
-class Tell(Protocol):
-    """Where events go: a structlog logger, or a test's list."""
-
-    def info(self, event: str, **fields: Any) -> Any: ...  # noqa: D102 - as in structlog
-    def warning(self, event: str, **fields: Any) -> Any: ...  # noqa: D102
-    def error(self, event: str, **fields: Any) -> Any: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The children of a fleet. They start in this order and stop in the reverse one."""
-
-    servers: tuple[Spec, ...]
-    janitor: Callable[[tuple[str, ...]], Spec]  # made anew each time, with the consumers that live
-    desk: Spec
-    worker: Callable[[int], Spec]
-
-
-@dataclass
-class Slot:
-    """A place for one child after another."""
-
-    child: Child | None = None
-    failures: int = 0
-    restarts: int = 0
-    not_before: float = 0.0
-    last_exit: str | None = None
+ANSWER_CHARS_MAX = MESSAGE_BYTES_MAX // 8  # of an answer's text, whatever its characters take
 
 
 class Supervisor:
     """Keeps the children of one fleet alive."""
 
-    def __init__(self, roles: Roles, desired: DesiredCount, drain_s: float, tell: Tell) -> None:
-        self._roles = roles
+    def __init__(self, blueprint: Blueprint, desired: DesiredCount, pause: OperatorPause, outside: Outside) -> None:
+        self._blueprint = blueprint
         self._desired = desired
-        self._drain_s = drain_s
-        self._tell = tell
+        self._pause = pause
+        self._outside = outside
+        self._tell = outside.tell
         self._slots: dict[str, Slot] = {}
-        self._stop_requested = False
+        self._generation = 0  # a child of an earlier one is to be replaced
+        self._rolling: str | None = None  # what for: restart, reload, recycle
+        self._crash_loop = False
+        self._stop_requested = self._reload_requested = False
         self._cleared = False  # the janitor has been through once: workers may read
         self._worked = False  # a worker was ready once: from now on no child's word ends the fleet
         self._unusable: str | None = None
         self._reported = 0.0
+        self._remembered = set[int]()
+        self._answers: list[tuple[Child, dict[str, Any]]] = []
 
     def request_stop(self) -> None:
         """Raise the flag; the next tick acts. Safe in a signal handler, and as often as one likes."""
         self._stop_requested = True
 
+    def request_reload(self) -> None:
+        """Raise the flag; the next tick reads the configuration again. Safe in a signal handler."""
+        self._reload_requested = True
+
     def run(self) -> str | None:
         """Tick until everything has stopped. Return why the fleet cannot be used, None after a stop by request."""
-        self._tell.info("supervisor.started", pid=os.getpid(), workers=self._desired.value)
+        self._tell.info("supervisor.started", pid=os.getpid(), workers=self._desired.value, paused=self._pause.value)
+        self._outside.notify.ready()
         while True:
             self._hear()
             self._reap()
             self._kill_overdue()
             if self._stopping:
+                self._outside.notify.stopping()
                 if not self._stop_in_order():
                     break
             else:
+                self._reload_if_requested()
                 self._converge()
+                self._judge()
+            self._remember()
             self._report()
+            self._answer()
+            self._outside.notify.beat()
             self._wait()
         self._tell.info("supervisor.stopped", reason=self._unusable or "requested")
         return self._unusable
@@ -101,33 +93,107 @@ class Supervisor:
                 continue
             was_ready = slot.child.ready
             for order in slot.child.hear():
-                self._obey(order)
+                self._obey(slot.child, order)
             if slot.child.ready and not was_ready:
                 self._on_ready(name, slot.child)
             if slot.child.unusable and not self._worked:
                 self._unusable = slot.child.unusable
 
-    def _obey(self, order: dict[str, Any]) -> None:
-        if "scale" in order:
-            self._scale(min(max(int(order["scale"]), 0), WORKERS_MAX))
-        elif "stop_fleet" in order:
-            self._tell.info("fleet.stop_ordered")
-            self.request_stop()
-
-    def _scale(self, workers: int) -> None:
-        before = self._desired.value
+    def _obey(self, child: Child, order: dict[str, Any]) -> None:
+        """Carry an order out. Its answer follows the next picture: whoever has the one has seen the other."""
+        answer: dict[str, Any]
         try:
-            self._desired.set(workers)
-        except OSError as error:
-            self._tell.error("fleet.not_scaled", workers=workers, before=before, error=str(error))
-            return
-        self._tell.info("fleet.scaled", workers=workers, before=before)
+            answer = {"said": self._carry_out(order)}
+        except RefusedError as error:
+            answer = {error.kind: str(error)[:ANSWER_CHARS_MAX]}
+        self._answers.append((child, {"answer": order.get("number", 0), **answer}))
         self._reported = 0.0
+
+    def _carry_out(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Do as ordered, and return what to say to it. Raises RefusedError."""
+        if self._stopping and order.get("order") != "stop":
+            raise RefusedError("conflict", "the fleet is stopping")
+        match order:
+            case {"order": "scale", "workers": workers, "by": by}:
+                return self._scale(workers, by)
+            case {"order": "pause" | "resume" as word}:
+                return self._set_pause(paused=word == "pause")
+            case {"order": "restart"}:
+                return self._roll("restart", frozenset({"worker", "janitor", "desk"}))
+            case {"order": "reload"}:
+                return self._reload()
+            case {"order": "stop"}:
+                self._tell.info("fleet.stop_ordered")
+                self.request_stop()
+                return {"stopping": True}
+        raise RefusedError("invalid", f"there is no order {order.get('order')!r}")
+
+    def _scale(self, workers: int | None, by: int | None) -> dict[str, Any]:
+        before = self._desired.value
+        wanted = workers if workers is not None else before + (by or 0)
+        if not 0 <= wanted <= WORKERS_MAX:
+            raise RefusedError("conflict", f"there are {before} workers; {wanted} is not within 0 to {WORKERS_MAX}")
+        try:
+            self._desired.set(wanted)
+        except OSError as error:
+            self._tell.error("fleet.not_scaled", workers=wanted, before=before, error=str(error))
+            raise RefusedError("conflict", f"the number cannot be kept in the state directory: {error}") from error
+        self._tell.info("fleet.scaled", workers=wanted, before=before)
+        return {"workers": wanted, "before": before}
+
+    def _set_pause(self, *, paused: bool) -> dict[str, Any]:
+        before = self._pause.value
+        try:
+            self._pause.set(paused)
+        except OSError as error:
+            raise RefusedError("conflict", f"the pause cannot be kept in the state directory: {error}") from error
+        if paused != before:
+            self._tell.info("fleet.paused" if paused else "fleet.resumed")
+        return {"paused": paused, "before": before}
+
+    def _reload(self) -> dict[str, Any]:
+        """Read the configuration again, and replace what its changes concern. Raises RefusedError: nothing changed."""
+        self._outside.notify.reloading()
+        try:
+            renewal = self._outside.renew()
+        except RefusedError as error:
+            self._tell.error("fleet.reload_refused", problems=str(error).splitlines())
+            raise
+        finally:
+            self._outside.notify.ready()
+        self._blueprint = renewal.blueprint
+        try:
+            self._desired.configure(renewal.workers)
+        except OSError as error:
+            self._tell.error("fleet.not_scaled", workers=renewal.workers, before=self._desired.value, error=str(error))
+        self._tell.info("fleet.reloaded", changed=list(renewal.changed), workers=self._desired.value)
+        return {**self._roll("reload", renewal.concerns), "changed": list(renewal.changed)}
+
+    def _reload_if_requested(self) -> None:
+        if self._reload_requested:
+            self._reload_requested = False
+            try:
+                self._reload()
+            except RefusedError:
+                return  # told already
+
+    def _roll(self, what: str, concerns: frozenset[str]) -> dict[str, Any]:
+        """Have the children of these roles replaced: janitor and desk at once, the workers one by one."""
+        for name in concerns & {"janitor", "desk"}:
+            if (slot := self._slots.get(name)) and slot.child:
+                self._send_away(slot.child, what, SERVER_STOP_S)
+        if "worker" not in concerns:
+            return {"rolling": None, "workers": 0}
+        self._generation += 1
+        workers = sum(slot.child is not None for slot in self._workers().values())
+        self._rolling = what if workers else None
+        self._tell.info("fleet.rolling", what=what, workers=workers)
+        return {"rolling": self._rolling, "workers": workers}
 
     def _on_ready(self, name: str, child: Child) -> None:
         self._tell.info("child.ready", name=name, pid=child.pid, after_s=round(child.lived_s, 2))
         self._cleared = self._cleared or name == "janitor"
-        self._worked = self._worked or _is_worker(name)
+        self._worked = self._worked or is_worker(name)
 
     # -- reap and kill ----------------------------------------------------------------------------------------------
 
@@ -138,15 +204,18 @@ class Supervisor:
                 continue
             self._hear_last_words(child)
             slot.child = None
-            slot.last_exit = _exit_text(child.exit_code)
-            if _is_worker(name):
+            slot.last_exit = exit_text(child.exit_code)
+            if is_worker(name):
                 self._tell_janitor({"died": child.identity, "at_the_gate": child.stats.get("at_the_gate", [])})
+            if stacks := child.stacks():
+                self._tell.error("child.stacks", name=name, pid=child.pid, exit=slot.last_exit, stack=stacks)
             if child.stopping or self._stopping:
                 self._tell.info("child.stopped", name=name, exit=slot.last_exit)
+                if is_worker(name):
+                    del self._slots[name]
             else:
-                slot.failures, delay_s = after_exit(slot.failures, child.lived_s, random.random())  # noqa: S311 - jitter
                 slot.restarts += 1
-                slot.not_before = time.monotonic() + delay_s
+                delay_s = self._delay_after_failure(slot, child.lived_s)
                 see = {"see": child.spec.log_file} if child.spec.log_file else {}
                 self._tell.warning("child.died", name=name, exit=slot.last_exit, restart_in_s=round(delay_s, 2), **see)
             child.bury()
@@ -159,74 +228,159 @@ class Supervisor:
             if not self._worked:
                 self._unusable = child.unusable
 
+    @staticmethod
+    def _delay_after_failure(slot: Slot, lived_s: float, at_least_s: float = 0.0) -> float:
+        """Count a failure; return in how many seconds the slot's next child is due."""
+        slot.failures, delay_s = after_exit(slot.failures, lived_s, random.random())  # noqa: S311 - jitter, no secret
+        delay_s = max(delay_s, at_least_s)
+        slot.not_before = time.monotonic() + delay_s
+        return delay_s
+
     def _kill_overdue(self) -> None:
         for child in self._children():
             if reason := child.overdue():
                 self._tell.error("child.killed", name=child.spec.name, pid=child.pid, reason=reason)
                 child.kill()
 
-    # -- spawn what is due ------------------------------------------------------------------------------------------
+    # -- spawn what is due, send away what is too much --------------------------------------------------------------
 
     def _converge(self) -> None:
-        """Start what is missing and due; stop the workers that are too many."""
-        for spec in (*self._roles.servers, self._roles.desk):
-            self._ensure(spec)
-        self._ensure(self._roles.janitor(self._living_consumers()))
-        if self._cleared:
-            for number in range(1, self._desired.value + 1):
-                self._ensure(self._roles.worker(number))
-        for name, slot in list(self._slots.items()):
-            if _is_worker(name) and _worker_number(name) > self._desired.value:
-                if slot.child is None:
-                    del self._slots[name]
-                else:
-                    slot.child.stop(self._drain_s, STOP_GRACE_S)
+        """Go one step from the children that are there to those that there should be."""
+        roles = self._blueprint.roles
+        for spec in (*roles.servers, roles.desk):
+            self._ensure(spec.name, lambda spec=spec: spec)  # type: ignore[misc]
+        self._ensure("janitor", lambda: roles.janitor(self._living_consumers()))
+        if not self._cleared:
+            return
+        states = [slot.as_worker(name, self._generation) for name, slot in self._workers().items()]
+        change = converge(states, self._desired.value)
+        for number in change.closed:
+            self._close(worker_name(number))
+        for name in [*self._workers(), *map(worker_name, change.opened)]:
+            self._ensure(name, lambda name=name: roles.worker(number_of(name)))  # type: ignore[misc]
+        for slot in self._workers().values():
+            if (
+                slot.child
+                and slot.told_pause != self._pause.value
+                and slot.child.line.send({"pause": self._pause.value})
+            ):
+                slot.told_pause = self._pause.value
 
-    def _ensure(self, spec: Spec) -> None:
-        """Start a child of this spec if there is none and it is due."""
-        name = spec.name
+    def _ensure(self, name: str, spec: Callable[[], Spec]) -> None:
+        """Start a child in this slot if there is none and it is due."""
         slot = self._slots.setdefault(name, Slot())
-        if slot.child is None and time.monotonic() >= slot.not_before:
-            try:
-                slot.child = Child(spec)
-            except OSError as error:
-                slot.failures, delay_s = after_exit(slot.failures, 0.0, random.random())  # noqa: S311 - jitter
-                delay_s = max(delay_s, TICK_S)
-                slot.not_before = time.monotonic() + delay_s
-                self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
-                return
-            self._tell.info("child.started", name=name, pid=slot.child.pid)
-            if _is_worker(name):
-                self._tell_janitor({"born": slot.child.identity})
+        if slot.child is not None or time.monotonic() < slot.not_before:
+            return
+        try:
+            child = Child(spec())
+        except OSError as error:
+            delay_s = self._delay_after_failure(slot, 0.0, TICK_S)
+            self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
+            return
+        slot.admit(child, self._generation, random.random())  # noqa: S311 - jitter, no secret
+        self._tell.info("child.started", name=name, pid=child.pid)
+        if is_worker(name):
+            self._tell_janitor({"born": child.identity})
+
+    def _close(self, name: str) -> None:
+        """Let a worker's slot go: at once if it is empty, else when its child has drained."""
+        slot = self._slots[name]
+        if slot.child is None:
+            del self._slots[name]
+            return
+        old = slot.generation < self._generation
+        why = (self._rolling or "restart") if old else f"recycle: {slot.worn}" if slot.worn else "scale"
+        self._send_away(slot.child, why, self._blueprint.drain_s)
+
+    def _send_away(self, child: Child, why: str, within_s: float) -> None:
+        if not child.stopping:
+            self._tell.info("child.stopping", name=child.spec.name, pid=child.pid, why=why, within_s=within_s)
+            child.stop(within_s, STOP_GRACE_S)
+
+    def _remember(self) -> None:
+        """Keep the children's numbers for the next supervisor, in case this one is killed."""
+        pids = {child.pid for child in self._children()}
+        if pids != self._remembered:
+            self._remembered = pids
+            with suppress(OSError):
+                self._outside.remember(sorted(pids))
 
     def _stop_in_order(self) -> bool:
         """Stop the workers, then janitor and desk, then the servers they need. False when all are gone."""
         groups: tuple[tuple[float, Callable[[str], bool]], ...] = (
-            (self._drain_s, _is_worker),
+            (self._blueprint.drain_s, is_worker),
             (SERVER_STOP_S, lambda name: name in {"janitor", "desk"}),
             (SERVER_STOP_S, lambda _: True),
         )
         for within_s, belongs in groups:
             children = [child for child in self._children() if belongs(child.spec.name)]
             for child in children:
-                child.stop(within_s, STOP_GRACE_S)
+                self._send_away(child, "stop", within_s)
             if children:
                 return True
         return False
 
-    # -- tell -------------------------------------------------------------------------------------------------------
+    # -- judge and tell ---------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        """Tell when a rolling replacement is over, and when a crash loop begins and ends."""
+        if self._rolling and not self._old_left():
+            self._tell.info("fleet.rolled", what=self._rolling)
+            self._rolling, self._reported = None, 0.0
+        janitor = self._slots.get("janitor", Slot())
+        loop = in_crash_loop([slot.failures for slot in self._workers().values()], janitor.failures)
+        if loop != self._crash_loop:
+            self._crash_loop, self._reported = loop, 0.0
+            last = sorted({slot.last_exit for slot in self._slots.values() if slot.failures and slot.last_exit})
+            tell = self._tell.error if loop else self._tell.info
+            tell("fleet.crash_loop" if loop else "fleet.crash_loop_over", **({"last_exits": last} if loop else {}))
+
+    def _old_left(self) -> int:
+        workers = self._workers().values()
+        return sum(bool(slot.child and (slot.generation < self._generation or slot.worn)) for slot in workers)
 
     def _report(self) -> None:
-        """Give the desk a picture of the fleet, after every change and every second."""
+        """Measure the children, and give the desk a picture of them: after every change and every second."""
         now = time.monotonic()
-        desk = self._slots.get("desk")
-        if desk is None or desk.child is None or now - self._reported < REPORT_EVERY_S:
+        if now - self._reported < REPORT_EVERY_S:
             return
         self._reported = now
-        rows = [_row(name, slot) for name, slot in self._slots.items()]
-        picture = {"desired": self._desired.value, "pid": os.getpid(), "children": rows}
-        if not desk.child.line.send({"fleet": picture}):
-            desk.child.line.send({"fleet": {**picture, "children": [_shortened(row) for row in rows]}})
+        for name, slot in self._slots.items():
+            slot.measure(self._blueprint.wear if is_worker(name) else Wear())
+        if not self._rolling and self._old_left():
+            self._rolling = "recycle"
+        self._outside.notify.status(self._in_a_line())
+        if (desk := self._slots.get("desk")) and desk.child:
+            picture = self._picture()
+            if not desk.child.line.send({"fleet": picture}):
+                desk.child.line.send({"fleet": {**picture, "children": list(map(shortened, picture["children"]))}})
+            if counts := {
+                child.identity: child.stats["counts"] for child in self._children() if "counts" in child.stats
+            }:
+                desk.child.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
+
+    def _picture(self) -> dict[str, Any]:
+        in_order = sorted(self._slots.items(), key=lambda item: number_of(item[0]))
+        return {
+            "desired": self._desired.value,
+            "pid": os.getpid(),
+            "paused": self._pause.value,
+            "crash_loop": self._crash_loop,
+            "rolling": {"what": self._rolling, "left": self._old_left()} if self._rolling else None,
+            "stop_wait_note": self._outside.stop_wait_note,
+            "children": [slot.row(name) for name, slot in in_order],
+        }
+
+    def _in_a_line(self) -> str:
+        ready = sum(slot.state is State.READY for slot in self._workers().values())
+        words = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
+        said = [f"{ready} of {self._desired.value} workers ready", *(word for word, so in words.items() if so)]
+        return ", ".join([*said, f"rolling {self._rolling}"] if self._rolling else said)
+
+    def _answer(self) -> None:
+        for child, answer in self._answers:
+            child.line.send(answer)
+        self._answers.clear()
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
         janitor = self._slots.get("janitor")
@@ -234,35 +388,10 @@ class Supervisor:
             janitor.child.line.send(message)
 
     def _living_consumers(self) -> tuple[str, ...]:
-        return tuple(child.identity for child in self._children() if _is_worker(child.spec.name))
+        return tuple(child.identity for child in self._children() if is_worker(child.spec.name))
+
+    def _workers(self) -> dict[str, Slot]:
+        return {name: slot for name, slot in self._slots.items() if is_worker(name)}
 
     def _children(self) -> Iterator[Child]:
         return iter([slot.child for slot in self._slots.values() if slot.child is not None])
-
-
-def _row(name: str, slot: Slot) -> dict[str, Any]:
-    child = slot.child
-    row: dict[str, Any] = {"name": name, "restarts": slot.restarts, "last_exit": slot.last_exit, "state": "restarting"}
-    if child is not None:
-        state = "stopping" if child.stopping else "ready" if child.ready or not child.spec.beats else "starting"
-        row |= {"state": state, "pid": child.pid, "for_s": round(child.lived_s, 1), "identity": child.identity}
-        row |= {"stats": {name: value for name, value in child.stats.items() if name != "at_the_gate"}}
-    return row
-
-
-def _shortened(row: dict[str, Any]) -> dict[str, Any]:
-    stats = row.get("stats", {})
-    short = {name: value[:SHORT_CHARS] if isinstance(value, str) else value for name, value in stats.items()}
-    return {**row, "stats": short}
-
-
-def _worker_number(name: str) -> int:
-    return int(name.removeprefix("worker-"))
-
-
-def _is_worker(name: str) -> bool:
-    return name.startswith("worker-")
-
-
-def _exit_text(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"code {code}"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from tests.rig import RedisServer, eventually
 
-from millhand_fleet.ctl.orders import ANSWER_TIMEOUT_S
+from millhand_fleet.ctl.desk_client import ANSWER_TIMEOUT_S
 from millhand_fleet.state import ENDPOINTS, StateDir
 from scripts.fake_ollama import FakeOllama
 

@@ -253,10 +253,14 @@ def test_a_worker_whose_loop_is_blocked_shows_where_and_ends(hooked: HookedFleet
     (dead,) = streams.dead()
     assert (dead[b"failure_reason"], dead[b"deliveries"]) == (b"crash_loop", b"2")
     assert hooked.deaths() == ["code 1", "code 1"]
-    assert hooked.log.count("Timeout (0:00:") == 2  # of the stacks that the watchdog left
     lines = LAUNCH.read_text(encoding="utf-8").splitlines()
     (blocking,) = [number for number, line in enumerate(lines, 1) if "time.sleep(" in line]
-    assert f'launch.py", line {blocking} in dangerous' in hooked.log
+    left = hooked.told("child.stacks")
+    assert [record["exit"] for record in left] == ["code 1", "code 1"]
+    for record in left:
+        assert record["name"].startswith("worker-")
+        assert record["stack"].startswith("Timeout (0:00:")
+        assert f'launch.py", line {blocking} in dangerous' in record["stack"]
 
 
 def test_a_worker_whose_loop_is_blocked_does_not_outlive_its_supervisor(

@@ -61,6 +61,30 @@ async def test_event_leaves_enriched_with_all_that_is_known_about_its_enrichment
     assert await race.totals() == {"enriched": 1}
 
 
+async def test_worker_says_what_it_is_doing_and_counts_how_long_things_took(
+    race: Race, config: Config, fake: FakeOllama
+) -> None:
+    """One event is enriched; of another the call is still under way."""
+    await race.add("The mill runs well.")
+    async with working(config) as at_work:
+        await race.until_enriched(1)
+        await race.add("wait [[fake hold times=1]]")
+        await eventually_async(lambda: fake.held and at_work.ear.stats()["in_hand"] == 1)
+        busy = at_work.ear.stats()
+        await eventually_async(lambda: at_work.ear.stats()["oldest_s"] > 0)
+        fake.release()
+        await race.until_enriched(2)
+        await eventually_async(lambda: at_work.ear.stats().get("done") == 2)
+        idle = at_work.ear.stats()
+
+    assert busy["asking"] == 1
+    assert sum(busy["counts"]["event_s"][1:]) == sum(busy["counts"]["model_s"][1:]) == 1
+    assert (idle["asking"], idle["in_hand"], idle["oldest_s"]) == (0, 0, 0)
+    assert sum(idle["counts"]["event_s"][1:]) == sum(idle["counts"]["model_s"][1:]) == 2
+    assert 0 < idle["counts"]["event_s"][0] < 60
+    assert all(tokens > 0 for tokens in idle["counts"]["tokens"])
+
+
 async def test_event_id_and_traceparent_are_passed_on_and_nothing_else(race: Race, config: Config) -> None:
     """F49: whoever reads the output can drop a producer's repetition, and follow a trace."""
     await race.add(event_id=b"order-7", traceparent=b"00-\xff", other=b"stays")
@@ -361,7 +385,11 @@ async def test_log_tells_of_every_settled_event_and_never_its_text(
         await race.until_enriched(1)
         await race.until_buried()
         await eventually_async(lambda: at_work.ear.stats()["in_hand"] == 0)
-        assert at_work.ear.stats() == {"in_hand": 0, "waits_for": None, "done": 1, "retry": 3, "bury": 1}
+        stats = at_work.ear.stats()
+        assert sum(stats.pop("counts")["model_s"][1:]) == 5
+        assert stats == {
+            "in_hand": 0, "oldest_s": 0, "waits_for": None, "asking": 0, "done": 1, "retry": 3, "bury": 1
+        }  # fmt: skip
 
     settled = [(row["verdict"], row["log_level"]) for row in told if row["event"] == "event.settled"]
     assert sorted(settled) == [("bury", "warning"), ("done", "debug"), *[("retry", "info")] * 3]

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from millhand_fleet.gate_view import GateView
-from millhand_fleet.health import STALE_AFTER_S, Health, judge_health
-from millhand_fleet.snapshot import RedisView, Snapshot
+from millhand_fleet.health import OLD_AFTER_S, STALE_AFTER_S, Health, judge_health
+from millhand_fleet.snapshot import RedisView, Snapshot, StreamsView
 
 NOW = 1_700_000_000.0
 UP = RedisView(reachable=True, server="Redis 7.0.15", durability="durable")
@@ -152,10 +152,74 @@ def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **ot
             ),
             id="the first moment",
         ),
+        pytest.param(
+            picture(dead("worker-1"), dead("worker-2"), crash_loop=True),
+            Health(
+                status="degraded",
+                ready=False,
+                reasons=(
+                    "crash loop: the workers die one after another; the log says why, at child.died",
+                    "0 of 2 workers are ready",
+                ),
+            ),
+            id="a crash loop",
+        ),
+        pytest.param(
+            picture(W1, W2, paused=True),
+            Health(
+                status="degraded",
+                ready=False,
+                reasons=("paused by an operator; `worker-ctl resume` lets it go on",),
+            ),
+            id="paused by an operator",
+        ),
+        pytest.param(
+            picture(W1, W2, streams=StreamsView(backlog_age_s=OLD_AFTER_S + 60)),
+            Health(
+                status="degraded",
+                ready=True,
+                reasons=("the oldest event has waited for 960 s, and no end of the backlog is in sight",),
+            ),
+            id="a backlog that grows",
+        ),
+        pytest.param(
+            picture(W1, W2, streams=StreamsView(backlog_age_s=OLD_AFTER_S + 60, drained_in_s=5000.0)),
+            Health(status="ok", ready=True, reasons=()),
+            id="an old backlog that shrinks",
+        ),
+        pytest.param(
+            picture(W1, W2, streams=StreamsView(backlog_age_s=OLD_AFTER_S)),
+            Health(status="ok", ready=True, reasons=()),
+            id="a backlog not yet old",
+        ),
+        pytest.param(
+            picture(W1, W2, rolling={"what": "reload", "left": 1}),
+            Health(status="ok", ready=True, reasons=(), notes=("rolling reload: 1 workers to go",)),
+            id="a rolling reload is work, and no fault",
+        ),
+        pytest.param(
+            picture(W1, W2, stop_wait_note="stopwaitsecs is 10, below the drain deadline of 20 s"),
+            Health(
+                status="ok", ready=True, reasons=(), notes=("stopwaitsecs is 10, below the drain deadline of 20 s",)
+            ),
+            id="whoever starts the fleet will not wait for it",
+        ),
     ],
 )
 def test_a_picture_has_one_judgement(snapshot: Snapshot, health: Health) -> None:
     assert judge_health(snapshot, NOW) == health
+
+
+@pytest.mark.parametrize(
+    ("durability", "noted"), [("durable", False), ("unknown", False), ("none", True), ("weak: everysec", True)]
+)
+def test_a_redis_that_forgets_is_noted_and_is_no_alarm(durability: str, noted: bool) -> None:  # noqa: FBT001
+    """F29: somebody chose that, and whoever is woken at night cannot change it then; the alert rules warn by day."""
+    redis = RedisView(reachable=True, server="Redis 7.0.15", durability=durability)
+    health = judge_health(picture(W1, W2, redis=redis), NOW)
+    assert health.status == "ok"
+    assert bool(health.notes) == noted
+    assert all(durability in note for note in health.notes)
 
 
 def test_only_workers_count_as_workers() -> None:

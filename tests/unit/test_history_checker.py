@@ -12,6 +12,7 @@ from tests.fleet.chaos.records import (
     ChildDied,
     ChildStarted,
     ChildStopped,
+    ChildStopping,
     Drained,
     Draining,
     GatePaused,
@@ -479,6 +480,7 @@ def _never_handed_on_by_the_next_fleet(run: Tape) -> None:
 
 def _stopped_late(run: Tape) -> None:
     run.tell(Scaled, "supervisor", workers=1, before=2)
+    run.tell(ChildStopping, "supervisor", name="worker-2", pid=2, why="scale")
     run.now += 10.5
     run.tell(ChildStopped, "supervisor", name="worker-2", exit="code 0")
     run.workers = 1

@@ -13,6 +13,7 @@ from tests.fleet.chaos.records import (
     ChildDied,
     ChildStarted,
     ChildStopped,
+    ChildStopping,
     Draining,
     FaultBegan,
     GatePaused,
@@ -501,6 +502,7 @@ def _calls_of_orphans(run: Tape) -> None:
 def _scaled_down_and_up(run: Tape) -> None:
     """F16: the worker drains for as long as it may; the next one of its slot has no part in that order."""
     run.tell(Scaled, "supervisor", workers=1, before=2)
+    run.tell(ChildStopping, "supervisor", name="worker-2", pid=2, why="scale")
     run.tell(Draining, "worker-2")
     run.now += 9.5
     run.sample()
@@ -514,6 +516,7 @@ def _scaled_down_and_up(run: Tape) -> None:
 def _stopped_late_because_the_supervisor_was_killed(run: Tape) -> None:
     """F12, F16."""
     run.tell(Scaled, "supervisor", workers=1, before=2)
+    run.tell(ChildStopping, "supervisor", name="worker-2", pid=2, why="scale")
     with run.fault("kill_supervisor"):
         run.now += 11.0
     for name in ("janitor", "worker-1"):
@@ -668,6 +671,7 @@ def test_a_run_that_was_cut_short_is_inconclusive() -> None:
     run.settle("1051-0", "skip", 2)
     run.left["pending"] = ("1050-0",)
     run.tell(Scaled, "supervisor", workers=1, before=2)
+    run.tell(ChildStopping, "supervisor", name="worker-2", pid=2, why="scale")
     run.kill(1, "c")
     judgement = run.judged()
     assert judgement.verdict == "inconclusive", str(judgement)

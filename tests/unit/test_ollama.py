@@ -11,9 +11,10 @@ import httpx
 import msgspec
 import pytest
 
+from millhand.address import model_authorization
 from millhand.config import Model
 from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy, Reasoned, Unusable
-from millhand.model.ollama import OllamaModel, authorization
+from millhand.model.ollama import OllamaModel
 from millhand.tasks.task import Prompt
 
 REPLY_BYTES_MAX = 65_536
@@ -256,5 +257,5 @@ def test_a_token_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
     file.touch()
     file.chmod(0o644)
     with pytest.raises(Unusable, match=r"model\.token_file: .*token can be read by everybody.*chmod o-r"):
-        authorization(Model(url="http://h", token_file=str(file)))
-    assert authorization(Model(token_file=str(file))) == {}, "the embedded model asks for none"
+        model_authorization(Model(url="http://h", token_file=str(file)))
+    assert model_authorization(Model(token_file=str(file))) == {}, "the embedded model asks for none"

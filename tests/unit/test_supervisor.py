@@ -1,213 +1,21 @@
 """The supervisor's decisions, tick by tick, with children made of paper."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.paper_fleet import DRAIN_S, KILLED, PaperFleet
 
+from millhand.histogram import BOUNDS_S
 from millhand.pulse import MESSAGE_BYTES_MAX, Line
 from millhand_fleet import supervisor
-from millhand_fleet.child import Spec
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, StateDir
-from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, Roles, Supervisor
+from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S, TICK_S, Supervisor
 
-DRAIN_S = 20.0
-KILLED = -9
 HOST_NAME_MAX = 64  # as in Linux
 
-
-class PaperLine:
-    """A line that keeps what was sent along it."""
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.closed = False
-        self.end = object()
-
-    def send(self, message: dict[str, Any]) -> bool:
-        self.sent.append(message)
-        return True
-
-
-class PaperChild:
-    """A child that does what the test says."""
-
-    def __init__(self, spec: Spec, number: int, fleet: "PaperFleet") -> None:
-        self.spec = spec
-        self.identity = f"{spec.name}:{number}"
-        self.args = spec.args(self.identity)
-        self.pid = 1000 + number
-        self.line = PaperLine()
-        self.ready = False
-        self.stats: dict[str, Any] = {}
-        self.unusable: str | None = None
-        self.exit_code: int | None = None
-        self.stopping = False
-        self.stopped_with: tuple[float, float] | None = None
-        self.late: str | None = None
-        self.kills = 0
-        self.buried = False
-        self.sentinel = number
-        self.orders: list[dict[str, Any]] = []
-        self.says_ready = False
-        self.words: list[str | None] = []  # one for each time it is heard: why it cannot work, or nothing
-        self._fleet = fleet
-        self._born = fleet.now
-
-    @property
-    def lived_s(self) -> float:
-        return self._fleet.now - self._born
-
-    def hear(self) -> list[dict[str, Any]]:
-        orders, self.orders = self.orders, []
-        self.ready = self.ready or self.says_ready
-        self.unusable = (self.words.pop(0) if self.words else None) or self.unusable
-        return orders
-
-    def stop(self, within_s: float, grace_s: float) -> None:
-        self.stopping = True
-        self.stopped_with = (within_s, grace_s)
-
-    def overdue(self) -> str | None:
-        return None if self.kills else self.late
-
-    def kill(self) -> None:
-        self.kills += 1
-
-    def bury(self) -> None:
-        self.buried = True
-
-
-class Waiting(Exception):
-    """A tick is over, and the supervisor waits for something to happen."""
-
-
-class PaperFleet:
-    """A supervisor on a clock that stands still, and everything it ever started, told or wrote down."""
-
-    def __init__(self, state: StateDir, workers: int) -> None:
-        self.now = 1000.0
-        self.born: list[PaperChild] = []
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.refuse: dict[str, OSError] = {}
-        roles = Roles(
-            servers=(self._spec("valkey", beats=False), self._spec("model")),
-            janitor=lambda living: Spec("janitor", print, lambda _: (living,)),
-            desk=self._spec("desk"),
-            worker=lambda number: self._spec(f"worker-{number}"),
-        )
-        self.desired = DesiredCount(state, workers)
-        self.supervisor = Supervisor(roles, self.desired, DRAIN_S, self)
-
-    @staticmethod
-    def _spec(name: str, *, beats: bool = True) -> Spec:
-        return Spec(name, print, lambda _: (), beats=beats)
-
-    # -- what the supervisor sees of the world
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def spawn(self, spec: Spec) -> PaperChild:
-        if spec.name in self.refuse:
-            raise self.refuse[spec.name]
-        self.born.append(PaperChild(spec, len(self.born), self))
-        return self.born[-1]
-
-    def info(self, event: str, **fields: Any) -> None:
-        self.told.append((event, fields))
-
-    warning = error = info
-
-    # -- what the test does to it
-
-    def tick(self) -> str | None:
-        """Let the supervisor run until it waits. Return what `run` returns; "waits" while it has not."""
-        try:
-            return self.supervisor.run()
-        except Waiting:
-            return "waits"
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        self.tick()
-
-    def make_ready(self, *names: str) -> None:
-        for name in names:
-            self[name].says_ready = True
-        self.tick()
-
-    def die(self, name: str, exit_code: int = KILLED) -> PaperChild:
-        dead = self[name]
-        dead.exit_code = exit_code
-        self.tick()
-        return dead
-
-    def order(self, **order: Any) -> None:
-        self["desk"].orders.append(order)
-        self.tick()
-
-    def __getitem__(self, name: str) -> PaperChild:
-        """Return the living child of this name."""
-        (child,) = (child for child in self.living if child.spec.name == name)
-        return child
-
-    @property
-    def living(self) -> list[PaperChild]:
-        return [child for child in self.born if not child.buried]
-
-    @property
-    def names(self) -> list[str]:
-        return [child.spec.name for child in self.living]
-
-    @property
-    def stopping(self) -> set[str]:
-        return {child.spec.name for child in self.living if child.stopping}
-
-    def tales(self, event: str) -> list[dict[str, Any]]:
-        return [fields for told, fields in self.told if told == event]
-
-
 Raise = Callable[..., PaperFleet]
-
-
 really_wait = Supervisor._wait
-
-
-def waits(_: Supervisor) -> None:
-    raise Waiting
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    return StateDir(tmp_path)
-
-
-@pytest.fixture
-def new_fleet(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Raise:
-    """Return a fleet whose supervisor has not ticked yet."""
-
-    def made(workers: int = 3) -> PaperFleet:
-        fleet = PaperFleet(state, workers)
-        monkeypatch.setattr(supervisor, "Child", fleet.spawn)
-        monkeypatch.setattr(supervisor, "time", fleet)
-        monkeypatch.setattr(supervisor, "random", SimpleNamespace(random=lambda: 1.0))
-        monkeypatch.setattr(Supervisor, "_wait", waits)
-        return fleet
-
-    return made
-
-
-@pytest.fixture
-def fleet(new_fleet: Raise) -> PaperFleet:
-    """Return a fleet of three workers, at work."""
-    fleet = new_fleet()
-    fleet.tick()
-    fleet.make_ready("janitor", "desk", "model")
-    fleet.make_ready("worker-1", "worker-2", "worker-3")
-    return fleet
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
@@ -265,7 +73,7 @@ def test_nothing_is_started_twice(fleet: PaperFleet) -> None:
 
 def test_scaling_up_touches_no_running_child(fleet: PaperFleet) -> None:
     before = list(fleet.living)
-    fleet.order(scale=5)
+    fleet.order("scale", workers=5)
     assert fleet.living[: len(before)] == before
     assert fleet.names[len(before) :] == ["worker-4", "worker-5"]
     assert fleet.stopping == set()
@@ -273,14 +81,14 @@ def test_scaling_up_touches_no_running_child(fleet: PaperFleet) -> None:
 
 def test_scaling_down_stops_the_highest_slots_and_touches_no_other(fleet: PaperFleet) -> None:
     before = list(fleet.born)
-    fleet.order(scale=1)
+    fleet.order("scale", workers=1)
     assert fleet.stopping == {"worker-2", "worker-3"}
     assert fleet["worker-3"].stopped_with == (DRAIN_S, STOP_GRACE_S)
     assert fleet.born == before
 
 
 def test_a_worker_that_was_scaled_away_is_not_started_again(fleet: PaperFleet) -> None:
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     fleet.die("worker-3", 0)
     fleet.pass_time(60)
     assert [name for name in fleet.names if name.startswith("worker")] == ["worker-1", "worker-2"]
@@ -289,24 +97,36 @@ def test_a_worker_that_was_scaled_away_is_not_started_again(fleet: PaperFleet) -
 
 
 def test_scaling_up_again_while_a_worker_still_stops_starts_its_successor_afterwards(fleet: PaperFleet) -> None:
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     leaving = fleet["worker-3"]
-    fleet.order(scale=3)
+    fleet.order("scale", workers=3)
     assert fleet["worker-3"] is leaving
     fleet.die("worker-3", 0)
     assert fleet["worker-3"] is not leaving
     assert not fleet["worker-3"].stopping
 
 
-@pytest.mark.parametrize(("asked", "given"), [(-5, 0), (0, 0), (WORKERS_MAX, 256), (10**9, 256)])
-def test_a_count_is_kept_within_what_a_fleet_may_have(fleet: PaperFleet, asked: int, given: int) -> None:
-    fleet["desk"].orders.append({"scale": asked})
-    fleet.supervisor._hear()
-    assert fleet.desired.value == given
+@pytest.mark.parametrize("by", [-4, WORKERS_MAX - 2, -WORKERS_MAX])
+def test_a_count_that_a_fleet_cannot_have_is_refused(fleet: PaperFleet, by: int) -> None:
+    """F51: and nothing changes."""
+    answer = fleet.order("scale", by=by)
+    assert "there are 3 workers" in answer["conflict"]
+    assert fleet.desired.value == 3
+    assert fleet.stopping == set()
+
+
+def test_differences_that_race_each_other_all_count(fleet: PaperFleet) -> None:
+    """F16: each is taken from what the one before has left."""
+    fleet["desk"].orders += [{"order": "scale", "number": n, "workers": None, "by": 1} for n in (1, 2)]
+    assert fleet.order("scale", by=-1) == {"said": {"workers": 4, "before": 5}}
+
+
+def test_an_order_that_there_is_none_of_is_refused(fleet: PaperFleet) -> None:
+    assert "no order 'dance'" in fleet.order("dance")["invalid"]
 
 
 def test_a_scaled_count_is_saved_before_the_next_tick(fleet: PaperFleet, state: StateDir) -> None:
-    fleet.order(scale=7)
+    fleet.order("scale", workers=7)
     assert DesiredCount(state, 3).value == 7
 
 
@@ -317,14 +137,15 @@ def test_a_count_that_cannot_be_saved_does_not_end_the_fleet(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(StateDir, "write", full)
-    fleet["desk"].orders.append({"scale": 5})
+    assert "No space left" in fleet.order("scale", workers=5)["conflict"]
+    assert fleet.desired.value == 3
     assert fleet.tick() == "waits"
 
 
 def test_a_worker_in_a_hundred_is_known_by_its_number(fleet: PaperFleet) -> None:
     """As text, worker-10 would stand before worker-2."""
-    fleet.order(scale=12)
-    fleet.order(scale=9)
+    fleet.order("scale", workers=12)
+    fleet.order("scale", workers=9)
     assert fleet.stopping == {"worker-10", "worker-11", "worker-12"}
 
 
@@ -332,8 +153,8 @@ def test_a_vacant_slot_is_forgotten_when_it_is_scaled_away(fleet: PaperFleet) ->
     for _ in range(2):
         fleet.die("worker-3")
     assert "worker-3" not in fleet.names
-    fleet.order(scale=2)
-    fleet.order(scale=3)
+    fleet.order("scale", workers=2)
+    fleet.order("scale", workers=3)
     assert "worker-3" in fleet.names, "a new slot has no failures to atone for"
 
 
@@ -346,7 +167,7 @@ def deaths_told(fleet: PaperFleet) -> list[str]:
 
 def test_a_born_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
     """It may have been started after the janitor was, and must not be taken for a dead one of an earlier life."""
-    fleet.order(scale=4)
+    fleet.order("scale", workers=4)
     assert {"born": fleet["worker-4"].identity} in fleet["janitor"].line.sent
 
 
@@ -359,7 +180,7 @@ def test_a_died_worker_is_told_to_the_janitor(fleet: PaperFleet) -> None:
 def test_a_worker_that_stopped_is_told_to_the_janitor_too(fleet: PaperFleet) -> None:
     """What it could not hand back in time is the janitor's now."""
     leaving = fleet["worker-3"]
-    fleet.order(scale=2)
+    fleet.order("scale", workers=2)
     fleet.die("worker-3", 0)
     assert deaths_told(fleet) == [leaving.identity]
 
@@ -538,7 +359,7 @@ def test_each_group_gets_its_own_time_to_stop(fleet: PaperFleet) -> None:
 
 
 def test_a_stop_can_be_ordered_through_the_desk(fleet: PaperFleet) -> None:
-    fleet.order(stop_fleet=True)
+    assert fleet.order("stop") == {"said": {"stopping": True}}
     assert fleet.stopping == {"worker-1", "worker-2", "worker-3"}
     assert end_of(fleet) is None
 
@@ -620,7 +441,7 @@ def test_a_child_that_cannot_be_started_hinders_no_other(new_fleet: Raise) -> No
 
 
 def reports(fleet: PaperFleet) -> list[dict[str, Any]]:
-    return [message["fleet"] for message in fleet["desk"].line.sent]
+    return [message["fleet"] for message in fleet["desk"].line.sent if "fleet" in message]
 
 
 def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
@@ -631,6 +452,8 @@ def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
     assert rows["worker-1"] == {
         "name": "worker-1",
         "restarts": 0,
+        "failures": 0,
+        "rss_mib": 60.0,
         "last_exit": None,
         "state": "ready",
         "pid": fleet["worker-1"].pid,
@@ -641,18 +464,22 @@ def test_the_desk_gets_a_picture_of_every_child(fleet: PaperFleet) -> None:
     assert rows["valkey"]["state"] == "ready", "a foreign program does not say so, but it runs"
 
 
+def states(fleet: PaperFleet) -> dict[str, str]:
+    rows = reports(fleet)[-1]["children"]
+    return {row["name"]: row["state"] for row in rows if row["name"].startswith("worker")}
+
+
 def test_a_picture_shows_who_starts_who_stops_and_who_is_awaited(fleet: PaperFleet) -> None:
     fleet.die("worker-1")
     fleet.die("worker-2")
     fleet.die("worker-2")
-    fleet.order(scale=2)
+    fleet.pass_time(0.1)
+    assert states(fleet) == {"worker-1": "starting", "worker-2": "restarting", "worker-3": "ready"}
     rows = {row["name"]: row for row in reports(fleet)[-1]["children"]}
-    assert {name: row["state"] for name, row in rows.items() if name.startswith("worker")} == {
-        "worker-1": "starting",
-        "worker-2": "restarting",
-        "worker-3": "stopping",
-    }
     assert (rows["worker-2"]["restarts"], rows["worker-2"]["last_exit"]) == (2, "signal 9")
+    assert rows["worker-2"]["failures"] == 2
+    fleet.order("scale", workers=1)
+    assert states(fleet) == {"worker-1": "stopping", "worker-3": "ready"}
 
 
 def test_pictures_are_sent_every_second_and_not_more_often(fleet: PaperFleet) -> None:
@@ -663,7 +490,7 @@ def test_pictures_are_sent_every_second_and_not_more_often(fleet: PaperFleet) ->
     assert len(reports(fleet)) - before == 2
 
 
-@pytest.mark.parametrize("change", [lambda fleet: fleet.die("worker-1"), lambda fleet: fleet.order(scale=2)])
+@pytest.mark.parametrize("change", [lambda fleet: fleet.die("worker-1"), lambda fleet: fleet.order("scale", workers=2)])
 def test_a_change_is_reported_at_once(fleet: PaperFleet, change: Callable[[PaperFleet], Any]) -> None:
     fleet.pass_time(2)
     before = len(reports(fleet))
@@ -673,7 +500,7 @@ def test_a_change_is_reported_at_once(fleet: PaperFleet, change: Callable[[Paper
 
 def test_a_new_count_is_in_the_very_next_picture(fleet: PaperFleet) -> None:
     """The command line waits for it."""
-    fleet.order(scale=9)
+    fleet.order("scale", workers=9)
     assert reports(fleet)[-1]["desired"] == 9
 
 
@@ -694,15 +521,18 @@ def test_the_picture_of_the_largest_fleet_in_trouble_fits_one_message(
 ) -> None:
     """Every worker waits for the model, with the longest detail there is: just then somebody looks."""
     ours, theirs = line
-    fleet.order(scale=WORKERS_MAX)
+    fleet.order("scale", workers=WORKERS_MAX)
     for child in fleet.living:
         if child.spec.name.startswith("worker"):
             child.ready = True
             child.identity = f"{'h' * HOST_NAME_MAX}:{child.spec.name}:01234567"
             counts = dict.fromkeys(("in_hand", "done", "retry", "bury", "release", "gone"), 10**6)
-            child.stats = {**counts, "waits_for": f"model_unreachable: {detail}"}
+            times = [999_999.999, *[1_234_567] * (len(BOUNDS_S) + 1)]
+            heavy = {"event_s": times, "model_s": times, "tokens": [10**9, 10**9]}
+            child.stats = {**counts, "waits_for": f"model_unreachable: {detail}", "counts": heavy}
     fleet["desk"].line = ours  # type: ignore[assignment]
     fleet.pass_time(2)
-    assert [len(message["fleet"]["children"]) for message in theirs.receive()] == [WORKERS_MAX + 4], (
-        f"the picture has more than {MESSAGE_BYTES_MAX} bytes"
-    )
+    picture, counted = theirs.receive()
+    too_long = f"it has more than {MESSAGE_BYTES_MAX} bytes"
+    assert len(picture["fleet"]["children"]) == WORKERS_MAX + 4, too_long
+    assert len(counted["counts"]) == WORKERS_MAX, too_long

@@ -1,6 +1,6 @@
-"""Where Redis is and how one is let in: what the configuration says of it, put together into one address.
+"""How one is let in at Redis and at the model: what the configuration and the files that it names say of that.
 
-The address holds the password. It goes from here to `stream.connect` and nowhere else; what may be told is `told`.
+The address of Redis holds the password. It goes from here to `stream.connect` and nowhere else; `told` may be told.
 """
 
 import ssl
@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
-from millhand.config import EMBEDDED, Redis
+from millhand.config import EMBEDDED, Model, Redis
 from millhand.errors import Unusable
 from millhand.secret import is_public, secret_in
 
@@ -31,6 +31,13 @@ def redis_address(redis: Redis) -> str:
         login, at = f"{login.partition(':')[0]}:{quote(password, safe='')}", "@"
     query = urlencode(_tls_options(redis)) if parts.scheme == TLS else parts.query
     return f"{parts.scheme}://{login}{at}{place}{parts.path}{'?' if query else ''}{query}"
+
+
+def model_authorization(model: Model) -> dict[str, str]:
+    """Return the header by which a protected model server lets us in, if there is a token for it. Raises Unusable."""
+    if not model.token_file or model.url == EMBEDDED:
+        return {}
+    return {"Authorization": f"Bearer {secret_in(model.token_file, 'model.token_file')}"}
 
 
 def told(url: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from millhand.errors import BadAnswer, ModelAway, Reasoned
 from millhand.gate import Gate
+from millhand.histogram import Histogram
 from millhand.model.answer import Answer
 from millhand.model.ollama import OllamaModel
 from millhand.permit import VOID, End, Permit, end_of
@@ -36,6 +37,9 @@ class Caller:
         self._met_s = -math.inf
         self.digest = ""
         self.waiting: set[str] = set()
+        self.asking = 0  # calls under way
+        self.times = Histogram()  # of all calls that were answered, or failed
+        self.tokens = [0, 0]  # in and out
         gate.probe = self._probe
 
     async def meet_model(self) -> None:
@@ -82,7 +86,7 @@ class Caller:
         try:
             if self._met_after != self.gate.absences:
                 await self.meet_model()
-            answer = await self._model.generate(prompt, attempt)
+            answer = await self._measured(prompt, attempt)
         except Reasoned as error:
             sorted_error = await self._sorted(error, permit, time.monotonic() - started_s)
             self.tell(sorted_error, attempt, deliveries)
@@ -91,6 +95,21 @@ class Caller:
             self.gate.leave(permit, VOID)
             raise
         self.gate.leave(permit, End("ok", time.monotonic() - started_s, answer.queue_s))
+        return answer
+
+    async def _measured(self, prompt: Prompt, attempt: int) -> Answer:
+        """Ask the model, and count how long that takes. A call that we end ourselves has no time of its own."""
+        started_s = time.monotonic()
+        self.asking += 1
+        try:
+            answer = await self._model.generate(prompt, attempt)
+        except Reasoned:
+            self.times.observe(time.monotonic() - started_s)
+            raise
+        finally:
+            self.asking -= 1
+        self.times.observe(time.monotonic() - started_s)
+        self.tokens = [self.tokens[0] + answer.tokens_in, self.tokens[1] + answer.tokens_out]
         return answer
 
     async def _sorted(self, error: Reasoned, permit: Permit, wall_s: float) -> Reasoned:

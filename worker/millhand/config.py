@@ -44,6 +44,8 @@ class Fleet(Section, frozen=True):
     workers: Annotated[int, Meta(ge=0, le=256)] = 2
     state_dir: str = ""
     drain_s: Annotated[float, Meta(ge=0.5, le=600)] = 20.0
+    recycle_events: Annotated[int, Meta(ge=0)] = 0
+    recycle_mib: Annotated[int, Meta(ge=0)] = 0
 
 
 class Redis(Section, frozen=True):
@@ -145,6 +147,7 @@ class Desk(Section, frozen=True):
     """The process that answers health, metrics and worker-ctl."""
 
     port: Port = 8642
+    show_payloads: bool = False
 
 
 class Log(Section, frozen=True):

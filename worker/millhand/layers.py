@@ -39,6 +39,19 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     `flags` maps "section.key" to a value that is already typed. Raises ConfigError with every problem found: which key,
     where it stands, what is wrong with it, and what was perhaps meant.
     """
+    config, problems = load_what_is_right(file, environment, flags)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_what_is_right(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """Build a configuration in which what is wrong is left at its default; return it with every problem found.
+
+    Of what cannot work together, or is no address, nothing is left out: it is only told.
+    """
     layers = _Layers()
     if file is not None:
         layers.add_file(file)
@@ -46,7 +59,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     for key, value in (flags or {}).items():
         section, _, name = key.partition(".")
         layers.add(section, name, value, origin="--" + name.replace("_", "-"))
-    return layers.build()
+    return layers.build(), layers.problems
 
 
 class _Layers:
@@ -62,9 +75,11 @@ class _Layers:
         try:
             document = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
+            self.problems.append(f"{file}: cannot be read: {error.strerror}")
+            return
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{file}: is not TOML: {error}"]) from error
+            self.problems.append(f"{file}: is not TOML: {error}")
+            return
         for section, table in document.items():
             if section == "task":
                 self._add_tasks(table, str(file))
@@ -161,8 +176,6 @@ class _Layers:
         config = Config(**sections, task=self.tasks, origins=self.origins)
         for key, reason in impossible(config):
             self._refuse(key, self.origins.get(key, "default"), reason)
-        if self.problems:
-            raise ConfigError(self.problems)
         return config
 
     def _refuse(self, key: str, origin: str, reason: str, meant: str | None = None) -> None:

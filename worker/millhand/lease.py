@@ -23,6 +23,7 @@ class Lease:
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
+        self.taken_s = time.monotonic()
         self.lost = False
         self.work: asyncio.Task[Any] | None = None
 
@@ -54,6 +55,12 @@ class Leases:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def oldest_s(self) -> float:
+        """For how long what has been in hand longest has been so; 0 where nothing is."""
+        now_s = time.monotonic()
+        return now_s - min((lease.taken_s for lease in self._held.values()), default=now_s)
 
     @contextmanager
     def hold(self, delivery: Delivery) -> Iterator[Lease]:

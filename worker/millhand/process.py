@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import faulthandler
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ import uvloop
 from millhand.config import Config
 from millhand.errors import Unusable
 from millhand.log import configure, dropped, logger
-from millhand.pulse import Birth, Pulse
+from millhand.pulse import STDERR, Birth, Pulse
 from millhand.stop import DEATH_SIGNAL, Stop
 
 PR_SET_PDEATHSIG = 1
@@ -27,17 +28,26 @@ def run_child(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awaita
     """
     become_child(birth)
     configure(config.log, birth.name)
+    stacks = _open_stacks(birth)
+    faulthandler.enable(stacks)
     try:
-        uvloop.run(_live(birth, config, life))
+        uvloop.run(_live(birth, config, life, stacks))
     except Exception as error:  # noqa: BLE001 - the last chance to tell
         logger().critical("process.failed", error=str(error), exc_info=True)
         raise SystemExit(EX_SOFTWARE) from None
 
 
-async def _live(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awaitable[None]]) -> None:
+def _open_stacks(birth: Birth) -> int:
+    """Open the file into which a hang or a crash writes where each thread was; standard error if it cannot be had."""
+    with suppress(OSError):
+        return os.open(birth.stacks, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return STDERR
+
+
+async def _live(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awaitable[None]], stacks: int) -> None:
     stop = Stop(config.fleet.drain_s)
     stop.listen()
-    pulse = Pulse(birth.end, stop)
+    pulse = Pulse(birth.end, stop, stacks)
     pulse.common = lambda: {"log_dropped": dropped()}
     beating = asyncio.create_task(pulse.run())
     try:

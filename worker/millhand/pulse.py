@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BEAT_EVERY_S = 1.0
 HANG_LIMIT_S = 15.0  # an event loop silent for so long is stuck: dump its stacks and die
+PAUSED = "paused by worker-ctl pause"  # what a worker waits for then, in its stats
+STDERR = 2
 MESSAGE_BYTES_MAX = 131_072  # below the kernel's default socket buffer
 
 
@@ -25,6 +27,7 @@ class Birth(NamedTuple):
     name: str
     end: socket.socket
     supervisor_pid: int
+    stacks: str = ""  # the file for the stacks of a hang or a crash, which the supervisor puts in the log
 
 
 class Line:
@@ -79,9 +82,10 @@ class Line:
 class Pulse:
     """A child's end of the line inside its event loop."""
 
-    def __init__(self, end: socket.socket, stop: Stop) -> None:
+    def __init__(self, end: socket.socket, stop: Stop, stacks: int = STDERR) -> None:
         self._line = Line(end)
         self._stop = stop
+        self._stacks = stacks  # the descriptor that a watchdog writes to
         self.stats: Callable[[], dict[str, Any]] = dict  # goes up with every beat
         self.common: Callable[[], dict[str, Any]] = dict  # and so does this, of every kind of child
         self.hear: Callable[[dict[str, Any]], None] = lambda _: None  # gets every order that is not a stop
@@ -91,9 +95,10 @@ class Pulse:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._line.end, self._listen)
         try:
+            self._listen()  # what was said before the loop ran, such as a pause, is heard before anything is read
             while True:
                 self.send({"beat": {**self.common(), **self.stats()}})
-                faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True)
+                faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True, file=self._stacks)
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:
             loop.remove_reader(self._line.end)

@@ -68,7 +68,7 @@ class Stop:
         return await _unless(self.deadline(), work)
 
     def listen(self) -> None:
-        """Request a stop on SIGTERM. SIGINT is left to the supervisor: a terminal sends it to every process at once.
+        """Request a stop on SIGTERM. SIGINT and SIGHUP are left to the supervisor: a terminal sends them to all.
 
         The handler is Python's own and not the loop's, so that it also runs while the loop is stuck: the watchdog of an
         orphan, which a loop that lives sets back with its next beat, has little patience left.
@@ -81,7 +81,8 @@ class Stop:
             loop.call_soon_threadsafe(self.request)
 
         signal.signal(signal.SIGTERM, terminate)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, lambda: None)
 
 
 async def _unless(ended: Awaitable[object], work: Awaitable[T]) -> T | None:
@@ -100,3 +101,14 @@ def on_stop_signals(raise_flag: Callable[[], None]) -> None:
     """Call `raise_flag` on SIGTERM and SIGINT, for a process without an event loop. It must only set a flag."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: raise_flag())
+
+
+def on_hangup(raise_flag: Callable[[], None]) -> None:
+    """Call `raise_flag` on SIGHUP; as `on_stop_signals`."""
+    signal.signal(signal.SIGHUP, lambda *_: raise_flag())
+
+
+def end_at_once(pid: int) -> None:
+    """Kill a process, stopped or not. One that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -17,13 +17,14 @@ from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import Malformed, ModelAway
 from millhand.gate import Gate
+from millhand.histogram import Histogram
 from millhand.keys import Keys
 from millhand.lease import Leases
 from millhand.log import logger
 from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
 from millhand.process import run_child
-from millhand.pulse import Birth, Pulse
+from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.sharing import Party, attending
@@ -61,6 +62,7 @@ REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 PROBE_TEXT = "This is a test."  # what a model that was away is asked, to see whether it is back
 MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
+AGES_S = (-1.0, 10 * 365 * 86_400.0)  # beyond these an entry's id is no time, or we do not know the server's yet
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -69,7 +71,7 @@ def work(config: Config, consumer: str, birth: Birth) -> None:
 
     async def life(stop: Stop, pulse: Pulse) -> None:
         worker = Worker(config, consumer, stop, logger())
-        pulse.stats = worker.stats
+        pulse.stats, pulse.hear = worker.stats, worker.hear
         await worker.run(pulse)
 
     run_child(birth, config, life)
@@ -105,7 +107,11 @@ class Worker:
         self._slots = asyncio.Semaphore(config.model.concurrency)
         self._walks: set[asyncio.Task[None]] = set()
         self._settled: Counter[str] = Counter()
+        self._ages = Histogram()  # of events, from their being added to their being settled for good
         self._due_turn = False
+        self._resumed = asyncio.Event()  # unset while an operator's pause lasts
+        self._resumed.set()
+        self._taking = False  # a read is under way, or what it brought is not in hand yet
         self._redis_away: str | None = None  # why nothing is read
         self._redis_refuses: str | None = None  # why an event_id cannot be asked about
 
@@ -120,10 +126,13 @@ class Worker:
             pulse.send({"ready": True})
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
         while not self._stop.requested:
+            await self._stop.or_result(self._resumed.wait())
             free = await self._free_slots()
-            places = await self._places(free) if free else 0
-            calls = self._calls(await self._next(places)) if places else []
+            places = await self._places(free) if free and self._resumed.is_set() else 0
+            self._taking = places > 0 and self._resumed.is_set()
+            calls = self._calls(await self._next(places)) if self._taking else []
             await self._take_up(calls, self._gate.take(len(calls)))
+            self._taking = False
             self._free(free - len(calls))
         await self._drain()
         renewing.cancel()
@@ -137,6 +146,11 @@ class Worker:
             self._log.critical("worker.upkeep_failed", exc_info=error)
             self._stop.request()
 
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take in what the supervisor says."""
+        if "pause" in message:
+            self._resumed.clear() if message["pause"] else self._resumed.set()
+
     def stats(self) -> dict[str, Any]:
         """Return what the worker says of itself with each heartbeat."""
         waits_for = self._gate.away
@@ -144,8 +158,23 @@ class Worker:
         refused = next((error for error in refusals if error is not None), None)
         if refused is not None:
             waits_for = f"redis: {refused}"
+        if not self._resumed.is_set() and not self._taking:
+            waits_for = PAUSED  # from here on nothing more comes into its hands
         at_the_gate = {"at_the_gate": list(self._caller.waiting)} if self._caller.waiting else {}
-        return {"in_hand": len(self._leases), "waits_for": waits_for, **at_the_gate, **self._settled}
+        in_hand = max(len(self._leases), len(self._walks))  # a walk that has just begun has no lease yet
+        return {
+            "in_hand": in_hand,
+            "oldest_s": round(self._leases.oldest_s, 1),
+            "waits_for": waits_for,
+            "asking": self._caller.asking,
+            "counts": {
+                "event_s": self._ages.packed(),
+                "model_s": self._caller.times.packed(),
+                "tokens": self._caller.tokens,
+            },
+            **at_the_gate,
+            **self._settled,
+        }
 
     async def _open(self) -> bool:
         """Wait for Redis and the model. False if a stop comes first."""
@@ -353,6 +382,10 @@ class Worker:
 
     def _tell(self, delivery: Delivery, verdict: Verdict, settled: Settled) -> None:
         word = word_of(verdict)
+        if settled is Settled.OK and isinstance(verdict, Done | Bury):
+            age_s = self._stream.age_s(delivery)
+            if AGES_S[0] < age_s < AGES_S[1]:
+                self._ages.observe(max(0.0, age_s))
         self._settled[word if settled is Settled.OK else settled.value] += 1
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:

@@ -1,172 +1,229 @@
-"""worker-ctl status, scale, stop: what is asked of, or ordered from, a running fleet."""
+"""worker-ctl scale, pause, resume, drain, restart, reload, stop: what is ordered from a running fleet."""
 
 import json
-import sys
+import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-import httpx
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from millhand.config import CONTROL_SOCKET, Config
-from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config
-from millhand_fleet.state import StateDir
+from millhand.config import Config
+from millhand.pulse import PAUSED
+from millhand_fleet.ctl.desk_client import NO_ANSWER, POLL_S, ask, request
+from millhand_fleet.ctl.settings import leave, load_config
+from millhand_fleet.state import WORKERS_MAX, StateDir
 
-ANSWER_TIMEOUT_S = 8.0
 STOP_GRACE_S = 30.0  # beyond the drain deadline
-POLL_S = 0.1
+WAIT_S = 600.0
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="The answer as one JSON object.")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0, 86_400), default=WAIT_S, show_default=True,
+    help="Wait at most so many seconds.",
+)  # fmt: skip
+wait_option = click.option("--wait", is_flag=True, help="Wait until the last old worker is gone.")
+
+
+def _amount(_: click.Context, __: click.Parameter, text: str) -> dict[str, int]:
+    """Return {"workers": 8}, or {"by": 2}, {"by": -2}."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        raise click.BadParameter(f"{text!r} is no number of workers: 8, or +2, or -2")
+    if abs(int(text)) > WORKERS_MAX:
+        raise click.BadParameter(f"{text}: a fleet has 0 to {WORKERS_MAX} workers")
+    return {"by" if text[0] in "+-" else "workers": int(text)}
+
+
+@click.command(context_settings={"ignore_unknown_options": True})  # or `-2` would be an option
+@click.argument("amount", metavar="N|+N|-N", callback=_amount)
+@as_json_option
+@click.pass_obj
+def scale(file: Path | None, amount: dict[str, int], as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """Change the number of workers to N, or by N. It is kept over restarts.
+
+    More workers touch none that runs. Fewer: the least busy ones finish what they have in hand, and leave.
+
+    Exit code 0; 1 if the fleet refuses; 69 if it does not answer.
+
+    \b
+    Examples: worker-ctl scale 8
+              worker-ctl scale -2
+    """  # noqa: D301 - click's own mark
+    answer = ask(load_config(file), "POST", "/scale", amount)
+    _tell(answer, f"workers: {answer['before']} -> {answer['workers']}", as_json=as_json)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
-@click.option(
-    "--wait", "wait_s", type=click.FloatRange(0, 3600), help="Wait so many seconds for the fleet to be ready."
-)
+@as_json_option
 @click.pass_obj
-def status(file: Path | None, as_json: bool, wait_s: float | None) -> None:  # noqa: FBT001 - click's signature
-    """Show the fleet: its health, its streams, a line for each process.
+def pause(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """Let no worker read any more. What is in hand is finished. It is kept over restarts.
 
-    Exit code 0 if it answers; with --wait 1 if it is not ready by then; 69 if it does not answer.
+    Exit code 0, also if it was paused before; 69 if the fleet does not answer.
 
     \b
-    Examples: worker-ctl status --wait 60
-              worker-ctl status --json | jq .health.backlog
+    Example: worker-ctl pause && worker-ctl status
+    """  # noqa: D301 - click's own mark
+    answer = ask(load_config(file), "POST", "/pause", {})
+    _tell(answer, "was paused already" if answer["before"] else "paused; `worker-ctl resume` goes on", as_json=as_json)
+
+
+@click.command()
+@as_json_option
+@click.pass_obj
+def resume(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """Let the workers read again, after a pause or a drain.
+
+    Exit code 0, also if it was not paused; 69 if the fleet does not answer.
+
+    \b
+    Example: worker-ctl resume
+    """  # noqa: D301 - click's own mark
+    answer = ask(load_config(file), "POST", "/resume", {})
+    _tell(answer, "resumed" if answer["before"] else "was not paused", as_json=as_json)
+
+
+@click.command()
+@timeout_option
+@as_json_option
+@click.pass_obj
+def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """Pause, and wait until no worker has an event in hand. What is parked for a retry stays parked.
+
+    Exit code 0; 1 if something is still in hand after the timeout, and then it stays paused; 69 if the fleet does not
+    answer.
+
+    \b
+    Example: worker-ctl drain --timeout 120 && sudo systemctl restart redis-server && worker-ctl resume
     """  # noqa: D301 - click's own mark
     config = load_config(file)
-    if wait_s is not None:
-        _await_ready(config, wait_s)
-    document = _ask(config, "GET", "/status")
-    if as_json:
-        click.echo(json.dumps(document))
-    else:
-        _show(document)
-    if wait_s is not None and not document["health"]["ready"]:
-        sys.exit(1)
+    ask(config, "POST", "/pause", {})
+    status = _await(config, timeout_s, is_drained, _not_drained)
+    parked, backlog = status["streams"]["parked"], status["streams"]["backlog"]
+    told = f"nothing is in hand; parked {parked}, backlog {backlog}; `worker-ctl resume` goes on"
+    _tell({"paused": True, "in_hand": 0, "parked": parked, "backlog": backlog}, told, as_json=as_json)
 
 
 @click.command()
-@click.argument("workers", type=click.IntRange(0, 256))
+@wait_option
+@timeout_option
+@as_json_option
 @click.pass_obj
-def scale(file: Path | None, workers: int) -> None:
-    """Change the number of workers to WORKERS. It is kept over restarts.
+def restart(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """Replace the workers one by one, each only when its successor is ready; janitor and desk too.
+
+    The supervisor stays: for a new version of millhand, stop the fleet and start it.
+
+    Exit code 0; 1 if the fleet refuses, or with --wait if it has not finished in time; 69 if it does not answer.
 
     \b
-    Example: worker-ctl scale 8
+    Example: worker-ctl restart --wait
     """  # noqa: D301 - click's own mark
-    answer = _ask(load_config(file), "POST", "/scale", {"workers": workers})
-    click.echo(f"workers: {answer['before']} -> {answer['workers']}")
+    config = load_config(file)
+    answer = ask(config, "POST", "/restart", {})
+    _roll(config, answer, timeout_s if wait else None, as_json=as_json)
 
 
 @click.command()
+@wait_option
+@timeout_option
+@as_json_option
 @click.pass_obj
-def stop(file: Path | None) -> None:
+def reload(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """Read the configuration again, and replace what it concerns one by one, each only when its successor is ready.
+
+    The fleet's own file, environment and flags are read again. Where anything in them is wrong, or cannot change while
+    the fleet runs, nothing changes.
+
+    Exit code 0; 1 if the configuration is refused, or with --wait if it has not finished in time; 69 if the fleet does
+    not answer.
+
+    \b
+    Example: worker-ctl config check && worker-ctl reload --wait
+    """  # noqa: D301 - click's own mark
+    config = load_config(file)
+    answer = ask(config, "POST", "/reload", {})
+    _roll(config, answer, timeout_s if wait else None, as_json=as_json)
+
+
+@click.command()
+@as_json_option
+@click.pass_obj
+def stop(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's signature
     """Stop the fleet, and wait until it has stopped. Events in hand may finish first.
+
+    Exit code 0; 1 if it has not stopped in time; 69 if it does not answer.
 
     \b
     Example: worker-ctl stop
     """  # noqa: D301 - click's own mark
     config = load_config(file)
-    _ask(config, "POST", "/stop")
+    ask(config, "POST", "/stop", {})
     state = StateDir(config.state_dir)
     deadline = time.monotonic() + config.fleet.drain_s + STOP_GRACE_S
     while state.held():
         if time.monotonic() > deadline:
             leave("the fleet has not stopped in time; see its log", code=1)
         time.sleep(POLL_S)
-    click.echo("stopped")
+    _tell({"stopped": True}, "stopped", as_json=as_json)
 
 
-def _ask(config: Config, method: str, path: str, body: Any = None) -> Any:
-    """Ask the desk; leave with what to do where it does not answer."""
-    try:
-        reply = _request(config, method, path, body)
-    except httpx.TransportError as error:
-        leave(*_remedy(config, error), code=EX_UNAVAILABLE)
-    if reply.is_error:
-        leave(reply.json().get("error", reply.text), code=1)
-    return reply.json()
+def is_drained(status: dict[str, Any]) -> bool:
+    """Whether each worker that could read says that it is paused, and none has anything in hand."""
+    workers = [row for row in status["children"] if row["name"].startswith("worker-")]
+    stats = [row.get("stats") or {} for row in workers]
+    at_rest = all(row["stats"].get("waits_for") == PAUSED for row in workers if row["state"] == "ready")
+    return bool(status["paused"]) and at_rest and not any(one.get("in_hand") for one in stats)
 
 
-def _await_ready(config: Config, wait_s: float) -> None:
-    """Wait until the fleet is ready, or the time is over."""
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
-            if _request(config, "GET", "/readyz").is_success:
-                return
+def _not_drained(status: dict[str, Any]) -> NoReturn:
+    rows = [row for row in status["children"] if (row.get("stats") or {}).get("in_hand")]
+    lines = [f"{row['name']} has {row['stats']['in_hand']} in hand" for row in rows]
+    leave("the fleet is paused, but has not drained in time", *lines, code=1)
+
+
+def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_json: bool) -> None:
+    """Tell of a rolling replacement that has begun; wait for its end, if so many seconds are given."""
+    changed = f" ({', '.join(answer['changed'])})" if answer.get("changed") else ""
+    if answer["rolling"] is None and answer.get("changed") == []:
+        _tell(answer, "nothing has changed, so nothing is replaced", as_json=as_json)
+        return
+    if wait_s is not None:
+        _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
+        answer = {**answer, "rolling": None, "finished": True}
+    done = "replaced" if wait_s is not None else "replacing, one by one"
+    _tell(answer, f"{done}: {answer['workers']} workers{changed}", as_json=as_json)
+
+
+def _not_rolled(status: dict[str, Any]) -> NoReturn:
+    rows = [row for row in status["children"] if row["state"] == "starting" and row["name"].startswith("worker-")]
+    lines = [f"{row['name']} is starting for {row['for_s']:.0f} s; {_waits_for(row)}" for row in rows]
+    leave(f"not finished in time: {status['rolling']['left']} old workers are left", *lines, code=1)
+
+
+def _waits_for(row: dict[str, Any]) -> str:
+    reason = (row.get("stats") or {}).get("waits_for")
+    return f"it waits for {reason}" if reason else "see the log"
+
+
+def _await(
+    config: Config, timeout_s: float, condition: Callable[[Any], bool], give_up: Callable[[Any], NoReturn]
+) -> dict[str, Any]:
+    """Look at the fleet until a condition holds, and return what was seen. The desk may be replaced meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        status: dict[str, Any] | None = None
+        with suppress(*NO_ANSWER):
+            reply = request(config, "GET", "/status")
+            status = None if reply.is_error else reply.document
+        if status is not None and condition(status):
+            return status
+        if time.monotonic() > deadline:
+            give_up(status if status is not None else ask(config, "GET", "/status"))
         time.sleep(POLL_S)
 
 
-def _request(config: Config, method: str, path: str, body: Any = None) -> httpx.Response:
-    """Send a request to the desk's unix socket."""
-    transport = httpx.HTTPTransport(uds=str(config.state_dir / CONTROL_SOCKET))
-    with httpx.Client(transport=transport, base_url="http://desk", timeout=ANSWER_TIMEOUT_S) as client:
-        return client.request(method, path, json=body)
-
-
-def _remedy(config: Config, error: Exception) -> tuple[str, ...]:
-    """Return why the desk does not answer, and what to do."""
-    where = f"fleet {config.fleet.name!r} (state directory {config.state_dir})"
-    try:
-        running = StateDir(config.state_dir).held()
-    except PermissionError:
-        return (f"no permission to speak to {where}", "run worker-ctl as the user that runs the fleet")
-    if running:
-        return (f"{where} runs, but its desk does not answer: {error}", "try again; if that lasts, see its log")
-    return (f"{where} is not running", "start it with `worker-ctl up`")
-
-
-def _show(document: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    health, streams, redis = document["health"], document["streams"], document["redis"]
-    colour = {"ok": "green", "degraded": "yellow"}.get(health["status"], "red")
-    console.print(
-        f"fleet [bold]{document['fleet']}[/]  [{colour}]{health['status']}[/]  model {escape(document['model'])}"
-    )
-    for reason in health["reasons"]:
-        console.print(f"  [{colour}]•[/] {escape(reason)}", soft_wrap=True)
-    rate = "-" if health["success_rate"] is None else f"{health['success_rate']:.2%}"
-    console.print(
-        f"backlog {streams['backlog']}  pending {streams['pending']} (parked {streams['parked']})  "
-        f"enriched {streams['enriched']}  dead letters {streams['dead']}  success {rate}  "
-        f"{streams['enriched_per_s']:g} events/s",
-        soft_wrap=True,
-    )
-    console.print(
-        f"redis {escape(redis['server'] or redis['error'] or 'not asked yet')}  durability {redis['durability']}"
-    )
-    console.print(f"gate {escape(_gate_text(document['gate']))}{_cache_text(streams)}", soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("process", "state", "pid", "up", "restarts", "last exit", "doing"):
-        table.add_column(column)
-    for row in document["children"]:
-        table.add_row(*_cells(row))
-    console.print(table)
-
-
-def _gate_text(gate: dict[str, Any]) -> str:
-    """Say in a line what the gate lets through."""
-    failed = sum(count for end, count in gate["calls"].items() if end != "ok")
-    tokens = "" if gate["tokens"] is None else f"  tokens {gate['tokens']:g}"
-    permits = f"permits {gate['permits']} of {gate['permits_max']}"
-    return f"{gate['state']}  {permits}{tokens}  calls {gate['calls']['ok']} ok, {failed} failed"
-
-
-def _cache_text(streams: dict[str, Any]) -> str:
-    """Say which share of the questions the cache has answered, if it is asked at all."""
-    saved = streams["cache_hits"] + streams["cache_joined"]
-    asked = saved + streams["cache_misses"]
-    return f"  cache {saved / asked:.0%} of {asked}" if asked else ""
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    stats = row.get("stats") or {}
-    doing = stats.get("waits_for") or "  ".join(f"{name} {count}" for name, count in stats.items() if count)
-    up = f"{row['for_s']:.0f} s" if "for_s" in row else ""
-    cells = (row["name"], row["state"], row.get("pid", ""), up, row["restarts"], row["last_exit"] or "", doing)
-    return tuple(escape(str(cell)) for cell in cells)
+def _tell(answer: dict[str, Any], text: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(answer) if as_json else text)

@@ -1,6 +1,7 @@
 """worker-ctl up."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -8,9 +9,10 @@ import click
 from millhand.address import told
 from millhand.config import EMBEDDED
 from millhand.errors import Unusable
+from millhand.layers import load
 from millhand.log import configure, drain, logger
-from millhand.stop import on_stop_signals
-from millhand_fleet.ctl.settings import leave, load_config
+from millhand.stop import on_hangup, on_stop_signals
+from millhand_fleet.ctl.settings import found_file, leave, load_config
 from millhand_fleet.state import FleetRunningError
 
 
@@ -21,26 +23,36 @@ from millhand_fleet.state import FleetRunningError
 def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa: FBT001 - click's signature
     """Run the fleet in the foreground until it is stopped.
 
-    This is what supervisord or systemd runs. SIGTERM and Ctrl-C let the events in hand finish first.
+    This is what supervisord or systemd runs. SIGTERM and Ctrl-C let the events in hand finish first. SIGHUP reads the
+    configuration again, as `worker-ctl reload` does; from a terminal that is closed it stops the fleet.
+
+    Exit code 0 after a stop; 75 if a supervisor is there already; 78 if only a change of settings helps.
 
     \b
     Example: worker-ctl up --embedded --workers 4
     """  # noqa: D301 - click's own mark
     from millhand_fleet.assemble import assemble  # noqa: PLC0415 - loads every part of the fleet
+    from millhand_fleet.stop_wait import stop_wait_note  # noqa: PLC0415
+    from millhand_fleet.supervisor import STOP_GRACE_S  # noqa: PLC0415
 
     flags = {"fleet.workers": workers}
     if embedded:
         flags |= {"redis.url": EMBEDDED, "model.url": EMBEDDED, "model.name": "smollm2:135m"}  # type: ignore[dict-item]
-    config = load_config(file, flags)
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = load_config(file, given)
     configure(config.log, "supervisor")
+    note = stop_wait_note(os.environ, config.fleet.drain_s + STOP_GRACE_S)
+    if note:
+        logger().warning("fleet.stop_wait_too_short", detail=note)
     try:
-        fleet = assemble(config)
+        fleet = assemble(config, lambda: load(file or found_file(), os.environ, given), note)
     except FleetRunningError as error:
         leave(str(error), code=os.EX_TEMPFAIL)
     except Unusable as error:
         first, _, rest = str(error).partition("\n")
         leave(first, *rest.splitlines())
     on_stop_signals(fleet.supervisor.request_stop)
+    on_hangup(fleet.supervisor.request_stop if sys.stderr.isatty() else fleet.supervisor.request_reload)
     logger().info(
         "fleet.up",
         fleet=config.fleet.name,

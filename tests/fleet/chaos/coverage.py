@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from tests.fleet.chaos.acts import Act, token
-from tests.fleet.chaos.faults import Effect, Fault
+from tests.fleet.chaos.faults import BLOCK, POISON, Effect, Fault
 from tests.fleet.chaos.records import (
     Answered,
     ChildDied,
@@ -82,8 +82,8 @@ REDIS_TROUBLE = _recorded(lambda record: isinstance(record, RedisWaiting | Resen
 PROOFS: dict[str, Proof] = {
     "kill_worker": _recorded(lambda record: _died(record, "worker-")),
     "freeze_worker": _felt,
-    "block_worker": lambda run, _: _is_buried(run, "crash_loop", b"[[block]]"),
-    "poison": lambda run, _: _is_buried(run, "crash_loop", b"[[poison]]"),
+    "block_worker": lambda run, _: _is_buried(run, "crash_loop", BLOCK),
+    "poison": lambda run, _: _is_buried(run, "crash_loop", POISON),
     "kill_janitor": _recorded(lambda record: _died(record, "janitor")),
     "kill_supervisor": _all_gone_unseen,
     "scale": _recorded(lambda record: isinstance(record, Scaled)),

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from tests.fleet.chaos.records import FaultBegan, FaultEnded, Healed, Record
 
+POISON, BLOCK = b"[[poison]]", b"[[block]]"  # in an event's text: kills, or hangs, whatever worker has it in hand
+
 
 class Effect(Enum):
     """What a fault takes away."""

@@ -13,6 +13,7 @@ sys.path[:0] = [] if str(Path(__file__).parents[3]) in sys.path else [str(Path(_
 
 from typing import Any  # noqa: E402 - the project's root has to be found first
 
+from tests.fleet.chaos.faults import BLOCK, POISON  # noqa: E402
 from tests.fleet.chaos.mutants import MUTANTS  # noqa: E402
 
 from millhand import asking, pulse  # noqa: E402
@@ -21,7 +22,6 @@ from millhand_fleet.ctl.main import main  # noqa: E402
 
 HANG_LIMIT_S = 6.0  # longer than any freeze: who was frozen goes on
 BACKOFF_MAX_S = 0.5  # who is killed every second is not ill
-POISON, BLOCK = b"[[poison]]", b"[[block]]"  # in an event's text: kills, or hangs, whatever worker has it in hand
 BLOCKED_S = 60.0
 
 

@@ -8,7 +8,7 @@ from tests.fleet.chaos.acts import is_worker
 from tests.fleet.chaos.faults import Effect
 from tests.fleet.chaos.holdings import held_at_end
 from tests.fleet.chaos.judgement import Finding
-from tests.fleet.chaos.records import ChildStarted, Delivered, Draining, Record, Scaled
+from tests.fleet.chaos.records import ChildStarted, ChildStopping, Delivered, Draining, Record
 from tests.fleet.chaos.timeline import Life, Timeline
 
 STANDSTILL = (Effect.REDIS_AWAY, Effect.MODEL_AWAY, Effect.FLEET_AWAY)
@@ -103,7 +103,7 @@ def handover_delays_s(run: Timeline) -> list[float]:
 def stops_in_time(run: Timeline) -> Iterator[Finding]:
     """19: a worker that is told to stop has ended when its drain deadline and the supervisor's patience are over.
 
-    It is told by a scale-down that has no place for it, or says itself that it drains. Without its supervisor, or with
+    Its supervisor says that it has told it, or it says itself that it drains. Without its supervisor, or with
     one that has just come back, nobody minds it.
     """
     terms = run.terms
@@ -121,7 +121,7 @@ def stops_in_time(run: Timeline) -> Iterator[Finding]:
 def _order_to_stop(run: Timeline, life: Life) -> Record | None:
     if not is_worker(life.name):
         return None
-    number = int(life.name.removeprefix("worker-"))
     orders: list[Record] = [record for record in run.records_of(life) if isinstance(record, Draining)]
-    orders += [one for one in run.all(Scaled) if one.workers < number and life.began_s <= one.mono <= life.ended_s]
+    told = (one for one in run.all(ChildStopping) if one.name == life.name)
+    orders += [one for one in told if life.began_s <= one.mono <= life.ended_s]
     return min(orders, key=lambda order: order.mono, default=None)

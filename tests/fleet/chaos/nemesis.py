@@ -16,6 +16,7 @@ from typing import Any
 
 import redis as blocking_redis
 from tests.fleet.chaos.actors import WORKER, Keeper, Producer, send
+from tests.fleet.chaos.faults import BLOCK, POISON
 from tests.fleet.chaos.history import Scribe
 from tests.fleet.chaos.proxy import FaultProxy
 from tests.rig import RedisServer
@@ -149,12 +150,12 @@ class Nemesis:
     def poison(self) -> None:
         """F9: an event that kills every worker that has it in hand."""
         with self._fault("poison"):
-            self._order_event("[[poison]]")
+            self._order_event(POISON.decode())
 
     def block_worker(self) -> None:
         """F7: an event on which a worker's loop hangs."""
         with self._fault("block_worker"):
-            self._order_event("[[block]]")
+            self._order_event(BLOCK.decode())
 
     def scale(self) -> None:
         """F16: fewer and more, in a row; some events in hand last longer than a drain."""
@@ -174,7 +175,8 @@ class Nemesis:
 
     def swallow(self) -> None:
         """F3, F4, F5: scripts are carried out, and their replies arrive nowhere."""
-        self._swallow([_sha(name) for name in SWALLOWED_SCRIPTS] + [b"XREADGROUP", b"XADD", b"XACK"])
+        patterns = [_sha(name) for name in SWALLOWED_SCRIPTS] + [b"XREADGROUP", b"XADD", b"XACK"]
+        self._swallow(patterns, surely=_sha("finish"))
 
     def swallow_read(self) -> None:
         """F5: entries are delivered in a reply that nobody gets."""
@@ -310,11 +312,17 @@ class Nemesis:
         found: Any = []
 
         def look() -> bool:
-            found[:] = admin.xpending_range(keys.input, keys.group, "-", "+", 9, owner)
+            rows: Any = admin.xpending_range(keys.input, keys.group, "-", "+", 9, owner)
+            found[:] = [row for row in rows if not self._is_a_fault(admin, row["message_id"])]
             return bool(found)
 
         _until(look, PATIENCE_S)
         return self._random.sample(found, min(2, len(found)))
+
+    def _is_a_fault(self, admin: "blocking_redis.Redis", entry_id: Any) -> bool:
+        """Whether an event is itself a fault, whose effect would never show if it were deleted before."""
+        entries: Any = admin.xrange(self._stage.keys.input, entry_id, entry_id)
+        return any(mark in fields.get(b"data", b"") for _, fields in entries for mark in (POISON, BLOCK))
 
     def lose_parked(self) -> None:
         """Lose the due times; who is parked is known from the pending list."""
@@ -434,12 +442,15 @@ class Nemesis:
     def _until_there(self, prefix: str) -> None:
         _until(lambda: bool(self._stage.keeper.children(prefix)), FOUND_WITHIN_S)
 
-    def _swallow(self, patterns: list[bytes]) -> None:
+    def _swallow(self, patterns: list[bytes], surely: bytes = b"") -> None:
+        """Swallow replies for a second; of the commands with `surely`, wait until it has been two."""
         proxy = self._stage.to_redis
+        enough = proxy.swallowed[surely] + 2
         with self._fault("swallow"):
             for pattern in patterns:
                 proxy.swallow(pattern, times=4, probability=0.5, seed=self._random.randrange(1 << 30))
             _wait(1.0)
+            _until(lambda: not surely or proxy.swallowed[surely] >= enough, PATIENCE_S)
             proxy.disarm(*patterns)
 
     def _jump(self, by_s: int) -> None:

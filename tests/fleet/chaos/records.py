@@ -121,6 +121,14 @@ class ChildStopped(Record, frozen=True, kw_only=True, tag="child.stopped"):
     exit: str = ""
 
 
+class ChildStopping(Record, frozen=True, kw_only=True, tag="child.stopping"):
+    """The supervisor has told a child to stop, and says why."""
+
+    name: str
+    pid: int
+    why: str = ""
+
+
 class Scaled(Record, frozen=True, kw_only=True, tag="fleet.scaled"):
     workers: int
     before: int

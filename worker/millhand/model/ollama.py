@@ -10,27 +10,20 @@ from typing import Any
 import httpx
 import msgspec
 
-from millhand.config import EMBEDDED, Model
+from millhand.address import model_authorization
+from millhand.config import Model
 from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned, clip
 from millhand.model.answer import Answer
 from millhand.model.context import tokens_told, too_long_detail
 from millhand.model.failures import Seen, failure, seen_in
 from millhand.model.reply import answer_in
 from millhand.model.retry_after import retry_after_s
-from millhand.secret import secret_in
 from millhand.tasks.task import Prompt
 
 CONNECT_TIMEOUT_S = 5.0
 LISTING_TIMEOUT_S = 10.0
 RETRY_TEMPERATURE_STEP = 0.2  # a repeated question at temperature 0 would get the same useless answer
 SAID_CHARS_MAX = 250  # of the server's own words, so that ours stand beside them in the detail
-
-
-def authorization(model: Model) -> dict[str, str]:
-    """Return the header by which a protected server lets us in, if it is one. Raises Unusable."""
-    if not model.token_file or model.url == EMBEDDED:
-        return {}
-    return {"Authorization": f"Bearer {secret_in(model.token_file, 'model.token_file')}"}
 
 
 class _Tag(msgspec.Struct):
@@ -53,7 +46,7 @@ class OllamaModel:
             follow_redirects=False,
             headers={
                 "Accept-Encoding": "identity",  # so that the byte cap counts what is decoded
-                **authorization(model),
+                **model_authorization(model),
             },
             timeout=httpx.Timeout(model.timeout_s, connect=min(CONNECT_TIMEOUT_S, model.timeout_s)),
             limits=httpx.Limits(max_connections=model.concurrency + 2, max_keepalive_connections=model.concurrency + 2),

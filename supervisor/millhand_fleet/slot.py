@@ -1,0 +1,97 @@
+"""A place for one child after another, and what is shown of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from millhand_fleet.child import Child
+from millhand_fleet.restarts import HEALTHY_AFTER_S, Wear, worn_by
+from millhand_fleet.states import State, Worker, state_of
+
+WORKER = "worker-"
+NOT_IN_A_ROW = {"at_the_gate", "counts"}  # of a child's stats
+SHORT_CHARS = 40  # of a child's text, where the whole picture would be too long a message
+SETTLED = ("done", "retry", "bury", "skip", "gone", "lost")  # the counts of a worker's stats that are events it had
+
+
+@dataclass
+class Slot:
+    """What is remembered of a slot. `generation` and `wear_jitter` belong to the child that is in it."""
+
+    child: Child | None = None
+    failures: int = 0  # in a row
+    restarts: int = 0
+    not_before: float = 0.0
+    last_exit: str | None = None
+    generation: int = 0
+    wear_jitter: float = 0.0
+    worn: str | None = None  # why its child is to be replaced, whatever its generation
+    rss_mib: float = 0.0
+    told_pause: bool = False
+
+    @property
+    def state(self) -> State:
+        """What its child is about. One that does not beat cannot say that it is ready: it is, as long as it runs."""
+        child = self.child
+        if child is None:
+            return state_of(alive=False, ready=False, stopping=False)
+        return state_of(alive=True, ready=child.ready or not child.spec.beats, stopping=child.stopping)
+
+    def admit(self, child: Child, generation: int, wear_jitter: float) -> None:
+        """Take in a new child."""
+        self.child, self.generation, self.wear_jitter = child, generation, wear_jitter
+        self.worn, self.rss_mib, self.told_pause = None, 0.0, False
+
+    def measure(self, wear: Wear) -> None:
+        """Look at the child: how large it is, whether it is worn out, whether it has lived down its failures."""
+        if self.child is None:
+            return
+        self.rss_mib = self.child.rss_mib
+        if self.child.lived_s >= HEALTHY_AFTER_S:
+            self.failures = 0
+        events = sum(self.child.stats.get(word, 0) for word in SETTLED)
+        self.worn = self.worn or worn_by(
+            wear, events=events, rss_mib=self.rss_mib, lived_s=self.child.lived_s, jitter=self.wear_jitter
+        )
+
+    def as_worker(self, name: str, generation: int) -> Worker:
+        """Return what decisions need to know of a worker's slot."""
+        stats = self.child.stats if self.child else {}
+        old = self.child is not None and (self.generation < generation or self.worn is not None)
+        return Worker(number_of(name), self.state, stats.get("in_hand", 0), old)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Return what the desk shows of it."""
+        row: dict[str, Any] = {"name": name, "state": str(self.state), "restarts": self.restarts}
+        row |= {"failures": self.failures, "last_exit": self.last_exit}
+        if child := self.child:
+            row |= {"pid": child.pid, "for_s": round(child.lived_s, 1), "identity": child.identity}
+            row |= {"rss_mib": round(self.rss_mib, 1)}
+            row |= {"stats": {key: value for key, value in child.stats.items() if key not in NOT_IN_A_ROW}}
+        return row
+
+
+def shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose texts are cut."""
+    stats = row.get("stats", {})
+    short = {name: value[:SHORT_CHARS] if isinstance(value, str) else value for name, value in stats.items()}
+    return {**row, "stats": short}
+
+
+def worker_name(number: int) -> str:
+    """Return the name of a worker's slot."""
+    return f"{WORKER}{number}"
+
+
+def number_of(name: str) -> int:
+    """Return the number in the name of a worker's slot; 0 for any other child."""
+    return int(name.removeprefix(WORKER)) if is_worker(name) else 0
+
+
+def is_worker(name: str) -> bool:
+    """Whether a child of this name is a worker."""
+    return name.startswith(WORKER)
+
+
+def exit_text(code: int) -> str:
+    """Say how a process ended."""
+    return f"signal {-code}" if code < 0 else f"code {code}"
