@@ -24,7 +24,9 @@ def answers(facts: RedisFacts) -> Iterator[Finding]:
         return
     remedy = "start it, or change redis.url"
     if "refuses the login" in facts.error:
-        remedy = "give redis.url the right user and password: redis://user:password@host:port/0"
+        remedy = "give redis.url the right user, redis://USER@host:port/0, and redis.password_file that one's password"
+    elif "redis." in facts.error:
+        remedy = "do as it says"
     elif facts.is_embedded:
         remedy = "start the fleet with `worker-ctl up`; if it runs, see valkey/valkey.log in the state directory"
     yield error("answers", f"{facts.url}: {facts.error}", remedy)

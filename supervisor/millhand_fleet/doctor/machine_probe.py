@@ -140,8 +140,9 @@ def _room(path: Path) -> tuple[int | None, float | None]:
 
 
 def _file_has_password(setup: Setup) -> bool:
-    origin = setup.config.origins.get("redis.url", "")
-    return setup.file is not None and origin == str(setup.file) and bool(urlsplit(setup.config.redis.url).password)
+    redis, origins, file = setup.config.redis, setup.config.origins, str(setup.file)
+    in_url = origins.get("redis.url") == file and bool(urlsplit(redis.url).password)
+    return in_url or (origins.get("redis.password") == file and bool(redis.password))
 
 
 def _telltales(running: Process | None, children: list[int]) -> Iterator[str]:

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import msgspec
 from redis import exceptions
 
+from millhand.address import refusal_of_tls
+from millhand.errors import Unusable
 from millhand.keys import Keys
 from millhand.stream import BLOCK_GRACE_S, BLOCK_MS, RedisError, connect
 from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
@@ -30,7 +32,10 @@ SETTINGS = (
 
 async def ask_redis(setup: Setup) -> RedisFacts:
     """Return what there is to know; a server that does not answer is a fact too."""
-    url = setup.redis_url
+    try:
+        url = setup.redis_url
+    except Unusable as error:
+        return RedisFacts(without_password(setup.config.redis.url), error=str(error))
     facts = RedisFacts(without_password(url), is_embedded=setup.is_redis_embedded)
     if not url:
         return msgspec.structs.replace(facts, is_asleep=True, fault=_fault())
@@ -48,6 +53,8 @@ async def ask_redis(setup: Setup) -> RedisFacts:
 
 def _why(error: Exception) -> str:
     """Say why it does not answer."""
+    if refusal := refusal_of_tls(error):
+        return refusal
     match error:
         case exceptions.AuthenticationError() | exceptions.AuthorizationError():
             return f"Redis refuses the login: {error}"
@@ -123,4 +130,4 @@ def _fault() -> tuple[str, str] | None:
 def without_password(url: str) -> str:
     """Return an address as it may be shown."""
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from millhand.address import redis_address
 from millhand.config import EMBEDDED, ENVIRONMENT_FILE, Config
 from millhand.layers import load_what_is_right
 from millhand_fleet.ctl.settings import PLACES, found_file
@@ -31,8 +32,8 @@ class Setup(msgspec.Struct, frozen=True):
 
     @property
     def redis_url(self) -> str:
-        """Where Redis is; "" if it is an embedded one that does not run."""
-        return self._url(self.config.redis.url, "redis_url")
+        """Redis as `connect` takes it, a secret; "" if it is an embedded one that does not run. Raises Unusable."""
+        return self._url(redis_address(self.config.redis), "redis_url")
 
     @property
     def model_url(self) -> str:
