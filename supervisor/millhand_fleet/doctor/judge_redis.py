@@ -24,7 +24,7 @@ def answers(facts: RedisFacts) -> Iterator[Finding]:
         return
     remedy = "start it, or change redis.url"
     if "refuses the login" in facts.error:
-        remedy = "give redis.url the right user, redis://USER@host:port/0, and redis.password_file that one's password"
+        remedy = "give redis.url the right user and password, or the password to redis.password_file"
     elif "redis." in facts.error:
         remedy = "do as it says"
     elif facts.is_embedded:
