@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from millhand.address import told
 from millhand.config import Config
 from millhand.keys import Keys
 from millhand.layers import load_what_is_right
@@ -14,7 +15,6 @@ from millhand_fleet.doctor.finding import Level, Section, error, note, ok, warni
 from millhand_fleet.doctor.parallelism import Call, at_once
 from millhand_fleet.doctor.permissions import NEEDED, needed
 from millhand_fleet.doctor.processes import ancestors, look_at
-from millhand_fleet.doctor.redis_probe import without_password
 from millhand_fleet.doctor.server_versions import parsed
 from millhand_fleet.doctor.setup import given_file
 from millhand_fleet.doctor.supervision_probe import supervisord_programs, systemd_units
@@ -103,8 +103,8 @@ def test_every_needed_command_names_keys_that_there_are() -> None:
 
 
 def test_an_address_is_shown_without_its_password() -> None:
-    assert without_password("rediss://u:p@w@host:6380/0") == "rediss://host:6380/0"
-    assert without_password("redis://host") == "redis://host"
+    assert told("rediss://u:p@w@host:6380/0") == "rediss://***@host:6380/0"
+    assert told("redis://host") == "redis://host"
 
 
 def test_the_numbers_of_a_version_are_found_before_its_suffix() -> None:

@@ -24,7 +24,10 @@ def redis_address(redis: Redis) -> str:
     """
     if redis.url == EMBEDDED:
         return redis.url
-    parts = urlsplit(redis.url)
+    try:
+        parts = urlsplit(redis.url)
+    except ValueError:  # whose words may hold a part of the password
+        raise Unusable("redis.url is no address of a Redis") from None
     login, at, place = parts.netloc.rpartition("@")
     password = secret_in(redis.password_file, "redis.password_file") if redis.password_file else redis.password
     if password:

@@ -140,9 +140,9 @@ def _room(path: Path) -> tuple[int | None, float | None]:
 
 
 def _file_has_password(setup: Setup) -> bool:
-    redis, origins, file = setup.config.redis, setup.config.origins, str(setup.file)
-    in_url = origins.get("redis.url") == file and bool(urlsplit(redis.url).password)
-    return in_url or (origins.get("redis.password") == file and bool(redis.password))
+    redis, origins = setup.config.redis, setup.config.origins
+    passwords = {"redis.url": urlsplit(redis.url).password, "redis.password": redis.password}
+    return any(value and origins.get(key) == str(setup.file) for key, value in passwords.items())
 
 
 def _telltales(running: Process | None, children: list[int]) -> Iterator[str]:

@@ -7,8 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 from redis import exceptions
 
-from millhand.address import refusal_of_tls
-from millhand.errors import Unusable
+from millhand.address import refusal_of_tls, told
 from millhand.keys import Keys
 from millhand.stream import BLOCK_GRACE_S, BLOCK_MS, RedisError, connect
 from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
@@ -33,13 +32,8 @@ SETTINGS = (
 
 async def ask_redis(setup: Setup) -> RedisFacts:
     """Return what there is to know; a server that does not answer is a fact too."""
-    try:
-        url = setup.redis_url
-    except Unusable as error:
-        return RedisFacts(without_password(setup.config.redis.url), error=str(error))
-    except ValueError:
-        return RedisFacts(without_password(setup.config.redis.url), error=NO_ADDRESS)
-    facts = RedisFacts(without_password(url), is_embedded=setup.is_redis_embedded)
+    url = setup.redis_url
+    facts = RedisFacts(told(url), is_embedded=setup.is_redis_embedded)
     if not url:
         return msgspec.structs.replace(facts, is_asleep=True, fault=_fault())
     try:
@@ -128,9 +122,3 @@ def _fault() -> tuple[str, str] | None:
     except EmbeddedUnavailable as error:
         return error.fault, error.remedy
     return None
-
-
-def without_password(url: str) -> str:
-    """Return an address as it may be shown."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"

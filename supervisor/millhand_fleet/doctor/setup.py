@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from millhand.address import redis_address
 from millhand.config import EMBEDDED, ENVIRONMENT_FILE, Config
+from millhand.errors import Unusable
 from millhand.layers import load_what_is_right
 from millhand_fleet.ctl.settings import PLACES, found_file
 from millhand_fleet.doctor.processes import Process, look_at
@@ -32,8 +34,10 @@ class Setup(msgspec.Struct, frozen=True):
 
     @property
     def redis_url(self) -> str:
-        """Redis as `connect` takes it, a secret; "" if it is an embedded one that does not run. Raises Unusable."""
-        return self._url(redis_address(self.config.redis), "redis_url")
+        """Where Redis is, with the password; "" if it is an embedded one that does not run."""
+        with suppress(Unusable):  # which is among the problems
+            return self._url(redis_address(self.config.redis), "redis_url")
+        return self.config.redis.url
 
     @property
     def model_url(self) -> str:
@@ -60,6 +64,10 @@ def set_up(file: Path | None) -> Setup:
     """Find out what is to be examined. Never fails: what is wrong is in `problems`."""
     file = file or found_file()
     config, problems = load_what_is_right(file, os.environ)
+    try:
+        redis_address(config.redis)
+    except Unusable as error:
+        problems = [*problems, str(error)]
     setup = Setup(config, tuple(problems), file, workers=config.fleet.workers)
     state = StateDir(_state_dir(config))
     try:
