@@ -23,6 +23,7 @@ ANSWER_S = 2.0
 PINGS = 5
 CONNECTIONS_EACH = 6  # of a worker: it reads, settles, renews, and has its calls' leave
 CONNECTIONS_OTHERS = 16  # janitor, desk, worker-ctl
+NO_ADDRESS = "redis.url is no address of a Redis"
 LOOPBACK = {"localhost", "127.0.0.1", "::1", ""}
 SETTINGS = (
     "appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy", "timeout", "tcp-keepalive", "save",
@@ -43,7 +44,7 @@ async def ask_redis(setup: Setup) -> RedisFacts:
     try:
         redis = connect(url, timeout_s=ANSWER_S)
     except (ValueError, *RedisError):  # whose words may hold a part of the password
-        return msgspec.structs.replace(facts, error="redis.url is no address of a Redis")
+        return msgspec.structs.replace(facts, error=NO_ADDRESS)
     try:
         return await _ask(redis, facts, setup)
     except RedisError as error:
