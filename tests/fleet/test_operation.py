@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ import httpx
 import psutil
 import pytest
 from tests.fleet.conftest import RunningFleet, Streams, gone
+from tests.fleet.prepared import PreparedFleet
 from tests.rig import eventually
 
 from millhand_fleet.ctl.desk_client import ANSWER_TIMEOUT_S
@@ -22,41 +21,6 @@ from scripts.fake_ollama import FakeOllama
 
 LEAK_LIMIT_MIB = 200
 PAUSED = "paused by worker-ctl pause"
-LAUNCH = """\
-import os, pathlib, sys
-FOLDER = pathlib.Path(__file__).parent
-if __name__ != "__main__" and (FOLDER / "broken").exists():
-    raise ImportError("no module named abacus")
-from millhand import pulse, worker
-pulse.HANG_LIMIT_S = 2.0
-from millhand_fleet import restarts
-restarts.WEAR_AFTER_S = 0.0
-restarts.BACKOFF_MAX_S = 1.0
-leak, tell = [], worker.Worker._tell
-def leaking(self, *told):
-    if (FOLDER / "leaks").exists():
-        leak.append(bytearray(os.urandom(2 << 20)))
-    tell(self, *told)
-worker.Worker._tell = leaking
-from millhand_fleet.ctl.main import main
-if __name__ == "__main__":
-    main()
-"""
-
-
-class PreparedFleet(RunningFleet):
-    """A fleet whose every process runs LAUNCH: it can be broken, leaks if it is told to, and has less patience."""
-
-    def up(self, *options: str, ready: bool = True) -> None:
-        """Start the supervisor; wait until the workers are at work."""
-        launch = self.folder / "launch.py"
-        launch.write_text(LAUNCH)
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, launch, "up", *options], env=self.environment, cwd=self.folder, stdout=log, stderr=log
-            )
-        if ready:
-            self.eventually_ready()
 
 
 @pytest.fixture
@@ -264,3 +228,30 @@ def test_what_a_killed_supervisors_stopped_children_hold_is_free_for_the_next_on
     assert sorted(killed["pids"]) == sorted(one.pid for one in stopped)
     streams.produce(4)
     eventually(lambda: streams.settled_once(4), 30)
+
+
+def test_a_supervisor_that_may_open_nothing_more_starts_its_worker_as_soon_as_it_may(
+    fleet: RunningFleet, streams: Streams
+) -> None:
+    """F17: a spawn that fails is told, and tried again ever later."""
+    fleet.up()
+    assert fleet.process is not None
+    supervisor = psutil.Process(fleet.process.pid)
+    limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+    os.kill(pids(fleet)["worker-1"], signal.SIGKILL)
+    eventually(lambda: len(fleet.told("child.not_started")) >= 2, 30)
+    assert "Too many open files" in fleet.told("child.not_started")[0]["error"]
+    streams.produce(4)
+    eventually(lambda: streams.settled_once(4), 30)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
+    eventually(lambda: len([row for row in rows(fleet) if row["state"] == "ready"]) == 2, 40)
+
+
+def test_children_that_are_just_being_born_do_not_outlive_their_supervisor(fleet: RunningFleet) -> None:
+    """F12: killed before they have imported anything, let alone asked for the kernel's signal."""
+    fleet.up(ready=False)
+    eventually(lambda: len(fleet.family()) >= 3, 30)
+    family = fleet.family()
+    fleet.terminate(signal.SIGKILL)
+    eventually(lambda: gone(family), 20)
