@@ -30,7 +30,7 @@ from scripts.fake.answers import instance
 from scripts.fake.door import HOST, Door
 from scripts.fake.journal import Call, Journal
 from scripts.fake.look_ups import LOOK_UPS, look_up
-from scripts.fake.model import Ask, answer, members_of
+from scripts.fake.model import CONTEXT_TOKENS, Ask, answer, members_of
 from scripts.fake.orders import HOLD_S_MAX, DurationS, Orders, Script, parse_script
 from scripts.fake.wire import Connection, Reply, Request, error_reply, json_reply, mangled, refusal
 
@@ -53,7 +53,8 @@ class FakeOllama:
 
     May be entered again in the same loop; port and calls stay. `in_flight` counts queued calls too, and
     `concurrency_max` is its peak; `running` calls have a slot, `held` ones wait for `release`; `probes` counts by path
-    the requests that were no model calls; `refused` is how many of both were turned away. Loading the model takes
+    the requests that were no model calls; `refused` is how many of both were turned away. What the model is loaded with
+    is the last call's `ctx_tokens`, and `gpu_share` of it says to be on the GPU. Loading the model takes
     `load_s` from the first call after a start, and every call that long waits for it.
     """
 
@@ -78,6 +79,7 @@ class FakeOllama:
         self._slots = asyncio.Semaphore(slots)
         self._orders = Orders()
         self._journal_path = journal
+        self.ctx_tokens, self.gpu_share = CONTEXT_TOKENS, 1.0
         self._loaded_s: float | None = None
         self._return: asyncio.TimerHandle | None = None
 
@@ -250,6 +252,7 @@ class FakeOllama:
                 return refusal(script), script
             if ask.model != self.model or script.missing:
                 return error_reply(404, f"model '{ask.model}' not found"), script
+            self.ctx_tokens = ask.options.num_ctx
             loaded_s = await self._loaded()
             async with self._slots:
                 latency_s = self.latency_s + self.latency_per_event_s * max(1, len(members))
@@ -308,7 +311,14 @@ class FakeOllama:
                 return json_reply(self._control(request))
             self.probes[request.path if request.path in LOOK_UPS else "unknown"] += 1
             loaded = not self.load_s or (self._loaded_s is not None and self._loaded_s <= time.monotonic())
-            return look_up(request, self.model, listed=not script.missing, loaded=loaded)
+            return look_up(
+                request,
+                self.model,
+                listed=not script.missing,
+                loaded=loaded,
+                ctx_tokens=self.ctx_tokens,
+                gpu_share=self.gpu_share,
+            )
         except ValueError as error:
             return error_reply(400, str(error))
 

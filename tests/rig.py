@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar, overload
 
 import pytest
 import redis as blocking_redis
+from tests.roles import password_of
 
 from millhand.config import Config
 from millhand.layers import load
@@ -44,8 +45,9 @@ NOBODY = f"http://{HOST}:9"  # the discard port: connections are refused
 class RedisServer:
     """A real server child on a loopback port of its own, with a directory of its own.
 
-    `options` are the server's own directives: `{"appendonly": "yes", "enable-debug-command": "local"}`. Port and
-    directory stay the same over stop, kill and start. As a context manager it ends its own process, and no other.
+    `options` are the server's own directives: `{"appendonly": "yes", "enable-debug-command": "local"}`; `file` has more
+    of them, `admin` is who the tests log in as, where there are users. Port and directory stay the same over stop, kill
+    and start. As a context manager it ends its own process, and no other.
     """
 
     def __init__(
@@ -54,8 +56,12 @@ class RedisServer:
         *,
         binary: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        file: Path | None = None,
+        admin: str | None = None,
     ) -> None:
-        self._options = {"save": "", "appendonly": "no", **(options or {})}
+        self._options = {**({} if file else {"save": "", "appendonly": "no"}), **(options or {})}
+        self._file = [str(file)] if file else []
+        self._login = {"username": admin, "password": password_of(admin)} if admin else {}
         self._binary = binary or preflight.valkey_binary()
         self._environment = environment
         self._folder = tempfile.TemporaryDirectory(prefix="millhand-redis-")
@@ -107,7 +113,7 @@ class RedisServer:
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binary, *arguments],
+                [self._binary, *self._file, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -138,7 +144,8 @@ class RedisServer:
 
     def client(self, **options: Any) -> "blocking_redis.Redis":
         """Return a blocking client that speaks bytes, for what a test does beside the code under test."""
-        options = {"password": self._options.get("requirepass"), "socket_timeout": CLIENT_TIMEOUT_S, **options}
+        login: dict[str, Any] = self._login or {"password": self._options.get("requirepass")}
+        options = {**login, "socket_timeout": CLIENT_TIMEOUT_S, **options}
         return blocking_redis.Redis.from_url(self.url, **options)
 
     @property

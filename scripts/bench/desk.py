@@ -98,7 +98,7 @@ async def measured(fleet: HookedFleet, clients: int, seconds: float) -> dict[tup
     crowd.start()
     await asyncio.sleep(GATHERED_AFTER_S)
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    transports = {
+    transports: dict[str, Callable[[], httpx.AsyncHTTPTransport]] = {
         "loopback": httpx.AsyncHTTPTransport,
         "unix": lambda: httpx.AsyncHTTPTransport(uds=str(fleet.state_dir / CONTROL_SOCKET)),
     }

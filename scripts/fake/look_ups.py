@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 LOOK_UPS = frozenset({"/api/version", "/api/tags", "/api/ps", "/api/show"})
 
 
-def look_up(request: Request, model: str, *, listed: bool, loaded: bool) -> Reply:
-    """Answer a look-up; `listed` says whether the model is there at all, `loaded` whether it is in memory."""
+def look_up(request: Request, model: str, *, listed: bool, loaded: bool, ctx_tokens: int, gpu_share: float) -> Reply:
+    """Answer a look-up; `listed` says whether the model is there at all, `loaded` whether it is in memory.
+
+    It is loaded with a context of `ctx_tokens`, and with `gpu_share` of it on the GPU.
+    """
     now = datetime.now(UTC)
     card: dict[str, Any] = {"name": model, "model": model, "digest": digest(model).hex(), "size": 1 << 30}
     card |= {"modified_at": now.isoformat(), "details": {"family": "fake", "parameter_size": "1B"}}
-    in_memory = {"expires_at": (now + timedelta(minutes=5)).isoformat(), "size_vram": 0}
+    in_memory = {"expires_at": (now + timedelta(minutes=5)).isoformat(), "size_vram": int(card["size"] * gpu_share)}
     info = {"general.architecture": "fake", "fake.context_length": CONTEXT_TOKENS}
     match request.path:
         case "/api/version":
@@ -30,7 +33,7 @@ def look_up(request: Request, model: str, *, listed: bool, loaded: bool) -> Repl
         case "/api/tags":
             return json_reply({"models": [card] if listed else []})
         case "/api/ps":
-            models = [card | in_memory | {"context_length": CONTEXT_TOKENS}] if listed and loaded else []
+            models = [card | in_memory | {"context_length": ctx_tokens}] if listed and loaded else []
             return json_reply({"models": models})
         case "/api/show":
             if listed and msgspec.json.decode(request.body, type=Ask).model == model:

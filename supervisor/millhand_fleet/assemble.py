@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from millhand.address import redis_address
 from millhand.config import CONTROL_SOCKET, EMBEDDED, Config
 from millhand.errors import Unusable
 from millhand.log import logger
@@ -60,6 +61,7 @@ def assemble(config: Config, read: Callable[[], Config], stop_wait_note: str | N
     another supervisor is there.
     """
     chosen_tasks(config)
+    redis_address(config.redis)
     state = StateDir(config.state_dir)
     try:
         state.hold()

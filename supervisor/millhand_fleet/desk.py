@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,8 +18,10 @@ from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
 from millhand.stop import Stop
 from millhand_fleet.health import judge_health
+from millhand_fleet.live import Live
 from millhand_fleet.metrics import render
 from millhand_fleet.ordering import Ordering
+from millhand_fleet.page import Doorkeeper, page_routes
 from millhand_fleet.serving import serve
 from millhand_fleet.snapshot import Observer
 from millhand_fleet.status import Kept, health_document, status_json
@@ -31,11 +34,14 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
 
     async def life(stop: Stop, pulse: Pulse) -> None:
         observer = Observer(config)
-        desk = Desk(observer, pulse)
+        document = Kept(status_json)
+        live = Live(lambda: document.of(observer.snapshot, time.monotonic()), observer.past, stop)
+        desk = Desk(observer, pulse, [*page_routes(), live.route()])
+        public = Doorkeeper(desk.public())
         pulse.hear = desk.hear
         pulse.send({"ready": True})
         logger().info("desk.open", url=f"http://127.0.0.1:{tcp.getsockname()[1]}")
-        await asyncio.gather(observer.run(stop), serve(desk.public(), [tcp], stop), serve(desk.private(), [unix], stop))
+        await asyncio.gather(observer.run(stop), serve(public, [tcp], stop), serve(desk.private(), [unix], stop))
 
     run_child(birth, config, life)
 
@@ -43,11 +49,12 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
 class Desk:
     """The two faces of one snapshot: what anybody on this host may read, and what the owner may order."""
 
-    def __init__(self, observer: Observer, pulse: Pulse) -> None:
+    def __init__(self, observer: Observer, pulse: Pulse, page: Sequence[Route] = ()) -> None:
         self._observer = observer
         self._ordering = Ordering(pulse)
         self._status_json = Kept(status_json)
         self._exposition = Kept(render)
+        self._page = page
 
     def public(self) -> Starlette:
         """Return the app for loopback TCP."""
@@ -64,6 +71,7 @@ class Desk:
 
     def _reading(self) -> list[Route]:
         return [
+            *self._page,
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
             Route("/status", self._status),

@@ -10,6 +10,7 @@ import msgspec
 RATE_OVER_S = 10.0
 DRAIN_OVER_S = 60.0  # longer, since an estimate is of no use if it jumps
 DRAIN_KNOWN_AFTER_S = 10.0
+PAST_OVER_S, PAST_STEP_S = 300.0, 5.0  # what the web page's curve begins with
 SUCCESS_OVER_S = {"1m": 60.0, "5m": 300.0, "15m": 900.0}
 
 
@@ -49,6 +50,20 @@ class History:
             return None
         return Rise(last_s - first_s, tuple(new - old for new, old in zip(last, first, strict=True)))
 
+    def course(self, over_s: float, step_s: float) -> list[tuple[float, Rise]]:
+        """Return the rises in steps of about `step_s`, the oldest first, each with how long ago it ended."""
+        course: list[tuple[float, Rise]] = []
+        if not self._samples:
+            return course
+        last_s = self._samples[-1][0]
+        first_s, first = self._samples[bisect_left(self._samples, last_s - over_s, key=lambda sample: sample[0])]
+        for at_s, counts in self._samples:
+            if at_s - first_s >= step_s:
+                rise = Rise(at_s - first_s, tuple(new - old for new, old in zip(counts, first, strict=True)))
+                course.append((last_s - at_s, rise))
+                first_s, first = at_s, counts
+        return course
+
 
 class Counts(NamedTuple):
     """What is sampled of the streams; all counts are events since the fleet began."""
@@ -80,6 +95,14 @@ def flow_of(history: History, unsettled: int) -> Flow:
         drained_in_s=_drained_in_s(history.rise(DRAIN_OVER_S), unsettled),
         success_rate_over={name: _success_rate(history.rise(over_s)) for name, over_s in SUCCESS_OVER_S.items()},
     )
+
+
+def past_of(history: History) -> list[tuple[float, float, float]]:
+    """Return how much went in and out a second, each with how many seconds ago that was, the oldest first."""
+    return [
+        (round(ago_s, 1), round(rise.counts[0] / rise.over_s, 2), round(rise.counts[1] / rise.over_s, 2))
+        for ago_s, rise in history.course(PAST_OVER_S, PAST_STEP_S)
+    ]
 
 
 def _drained_in_s(rise: Rise | None, unsettled: int) -> float | None:

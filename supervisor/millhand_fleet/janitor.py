@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from redis import exceptions
 
+from millhand.address import redis_address
 from millhand.config import Config
 from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.log import logger
 from millhand.process import run_child
 from millhand.pulse import Birth, Pulse
+from millhand.remedy import remedy_for
 from millhand.settle import Settled, Settler, deleted
 from millhand.stop import Stop
 from millhand.stream import RedisError, Script, attempts_of, connect, is_stale, require_streams
@@ -41,7 +43,7 @@ def look_after(config: Config, living: tuple[str, ...], birth: Birth) -> None:
     """Be the janitor process until told to stop. `living` are the consumers of this fleet that are at work already."""
 
     async def life(stop: Stop, pulse: Pulse) -> None:
-        redis = connect(config.redis.url)
+        redis = connect(redis_address(config.redis))
         janitor = Janitor(redis, config, living, logger())
         pulse.hear, pulse.stats = janitor.hear, janitor.stats
         await janitor.run(stop, pulse)
@@ -144,7 +146,7 @@ class Janitor:
     def _away(self, error: BaseException) -> None:
         """Tell that Redis does not let us, once. Nobody can renew meanwhile, so all that was seen counts no more."""
         if self._waits_for is None:
-            self._log.warning("redis.waiting", error=str(error), remedy="start it, or set redis.url")
+            self._log.warning("redis.waiting", error=str(error), remedy=remedy_for(error))
         self._waits_for = f"redis: {error}"
         self._watch.forget()
 
@@ -155,9 +157,9 @@ class Janitor:
             await self._redis.connection_pool.disconnect()
 
     async def _warn_of_eviction(self) -> None:
-        """Say at the start that the server may throw events away."""
-        with suppress(*RedisError):  # CONFIG may be forbidden
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy", KEEPS_ALL)
+        """Say at the start that the server may throw events away. INFO knows it too, and needs no right to CONFIG."""
+        with suppress(*RedisError):
+            policy = (await self._redis.info("memory")).get("maxmemory_policy", KEEPS_ALL)
             if policy != KEEPS_ALL:
                 self._log.warning("redis.may_evict", policy=policy, remedy=f"set maxmemory-policy {KEEPS_ALL}")
 
@@ -207,7 +209,7 @@ class Janitor:
         self._sweeps += 1
         self._last = {**msgspec.to_builtins(sweep), "seconds": round(time.monotonic() - started, 3)}
         if told or sweep != Sweep(sweep.examined):
-            self._log.info("janitor.swept", **self._last)
+            self._log.info("janitor.swept", **{name: count for name, count in self._last.items() if count})
         return True
 
     async def sweep(self) -> Sweep:
@@ -324,14 +326,13 @@ class Janitor:
 
     async def _settle(self, delivery: Delivery, bury: Bury | None, *, spent: bool = True) -> Settled:
         """Bury a delivery, or hand it back. Hand-backs are told in sum, by the sweep."""
-        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-        told = {"verdict": word_of(bury) if bury else "hand_back", **token}
+        told = {"verdict": word_of(bury) if bury else "hand_back", **delivery.labels()}
         self._log.debug("settle.sent", **told)
         try:
             settling = self._settler.settle(delivery, bury) if bury else self._settler.hand_back(delivery, spent=spent)
             settled = await settling
         except RedisError as error:
-            self._log.debug("settle.resending", id=delivery.id, error=str(error))
+            self._log.debug("settle.resending", error=str(error), **delivery.labels())
             raise
         say = self._log.warning if bury else self._log.debug
         say("event.settled", settled=settled.value, **told, **(tell(bury) if bury else {}))

@@ -78,6 +78,7 @@ class Client(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a client in, at the cost of another if there are too many."""
+        self.app_state = {**self.app_state, "abort": transport.abort}  # for an app that must cut a connection
         super().connection_made(transport)
         self._since_s = self.loop.time()
         self._request_due = _Deadline(self.loop, REQUEST_S, transport.abort)

@@ -102,6 +102,10 @@ class Slots(dict[str, Slot]):
         """Return how many workers are ready."""
         return sum(slot.state is State.READY for slot in self.workers().values())
 
+    def unborn_workers(self) -> int:
+        """Return how many workers have been started and have not given a sign of life yet."""
+        return sum(not child.beaten for child in self.children() if is_worker(child.spec.name))
+
     def rows(self) -> list[dict[str, Any]]:
         """Return what the desk shows of them, the workers last and by number."""
         return [slot.row(name) for name, slot in sorted(self.items(), key=lambda item: number_of(item[0]))]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from redis import exceptions
 
+from millhand.address import redis_address
 from millhand.config import Config
 from millhand.errors import Unusable
 from millhand.keys import PARKED_CONSUMER, Keys
@@ -14,7 +15,7 @@ from millhand.stop import Stop
 from millhand.stream import RedisError, connect, is_stale, require_streams
 from millhand_fleet.backlog import Age, Backlog
 from millhand_fleet.gate_view import GateView, look_at_gate
-from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of
+from millhand_fleet.history import SUCCESS_OVER_S, Counts, Flow, History, flow_of, past_of
 from millhand_fleet.latency import LatencyView, Measured, Measurements
 from millhand_fleet.recent import DeadRecord, EnrichedRecord, Recent
 
@@ -118,7 +119,7 @@ class Observer:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._keys = Keys.of(config)
-        self._redis: Redis = connect(config.redis.url, timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
+        self._redis: Redis = connect(redis_address(config.redis), timeout_s=HEALTH_TIMEOUT_S, connections_max=4)
         self._backlog = Backlog(self._redis, self._keys.input)
         self._measurements = Measurements()
         self._history = History(keep_s=max(SUCCESS_OVER_S.values()))
@@ -136,6 +137,10 @@ class Observer:
             self._measurements.take(time.monotonic(), message["counts"])
             measured, latency = self._measurements.measured(), self._measurements.view()
             self.snapshot = msgspec.structs.replace(self.snapshot, measured=measured, latency=latency)
+
+    def past(self) -> list[tuple[float, float, float]]:
+        """Return what went in and out a second in the last minutes, as `history.past_of` does."""
+        return past_of(self._history)
 
     async def run(self, stop: Stop) -> None:
         """Refresh until a stop is requested."""

@@ -20,6 +20,7 @@ TICK_S = 0.25
 REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
+STARTS_AT_ONCE = max(4, 2 * len(os.sched_getaffinity(0)))  # workers that import: more would only make all of them late
 ANSWER_CHARS_MAX = MESSAGE_BYTES_MAX // 8  # of an answer's text, whatever its characters take
 
 
@@ -270,6 +271,8 @@ class Supervisor:
         """Start a child in this slot if there is none and it is due."""
         slot = self._slots.setdefault(name, Slot())
         if slot.child is not None or time.monotonic() < slot.not_before:
+            return
+        if is_worker(name) and self._slots.unborn_workers() >= STARTS_AT_ONCE:
             return
         try:
             child = Child(spec())

@@ -210,8 +210,8 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault("F21 loading", start_loading, "loading the dataset"),
     Fault("F22 frozen", freeze, "redis does not answer: Timeout", thaw),
-    Fault("F23 pause WRITE", ordering("CLIENT PAUSE 8000 WRITE"), ""),
-    Fault("F23 pause ALL", ordering("CLIENT PAUSE 8000 ALL"), "redis does not answer: Timeout"),
+    Fault("F23 pause WRITE", ordering("CLIENT PAUSE 60000 WRITE"), "", ordering("CLIENT UNPAUSE")),
+    Fault("F23 pause ALL", ordering("CLIENT PAUSE 12000 ALL"), "redis does not answer: Timeout"),
     Fault("F28 corrupt log", spoil_log, "redis does not answer: Error 111", repair_log),
     Fault("F29 full disk, everysec", fill_disk_under_everysec, "redis: MISCONF", free_disk),
     Fault("F29 full disk, always", fill_disk, "redis does not answer: Error 111", start_with_a_free_disk),

@@ -40,6 +40,12 @@ def test_supervisord_stays_importable_from_the_project_root() -> None:
     assert "site-packages" in answer.stdout
 
 
+def test_a_fleet_is_wired_without_loading_the_embedded_model() -> None:
+    """One with its own Ollama needs no llama.cpp, and no supervisor carries it along."""
+    code = "import sys, millhand_fleet.assemble; sys.exit('xllamacpp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
+
+
 def test_the_import_directions_hold() -> None:
     command = [str(BIN / "lint-imports"), "--no-cache"]
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -51,7 +57,7 @@ def test_the_import_directions_hold() -> None:
     [
         ("signal", {"stop.py"}),
         ("multiprocessing", {"child.py", "supervisor.py"}),
-        ("httpx", {"ollama.py"}),
+        ("httpx", {"ollama.py", "documents.py"}),
         ("ctypes", {"process.py", "preflight.py"}),
     ],
 )
@@ -61,10 +67,10 @@ def test_a_dangerous_thing_has_one_owner(module: str, owners: set[str]) -> None:
 
 
 def test_commands_of_the_stream_are_spelled_in_one_place() -> None:
-    """Writing commands: only scripts move an event, and only `stream` reads one."""
+    """Writing commands: only scripts move an event, and only `stream` reads one; two commands are producers."""
     spelled = re.compile(r"\.(xadd|xack|xclaim|xautoclaim|xreadgroup|xdel|xtrim)\(|\"(XADD|XACK|XCLAIM|XREADGROUP)\"")
     users = {file.name for file in SOURCES if spelled.search(file.read_text(encoding="utf-8"))}
-    assert users == {"stream.py", "produce.py"}
+    assert users == {"stream.py", "produce.py", "demo.py"}
 
 
 @pytest.mark.parametrize("file", LUA, ids=lambda file: file.name)

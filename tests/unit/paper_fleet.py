@@ -35,6 +35,7 @@ class PaperChild:
         self.args = spec.args(self.identity)
         self.pid = 1000 + number
         self.line = PaperLine()
+        self.beaten = True
         self.ready = False
         self.stats: dict[str, Any] = {}
         self.unusable: str | None = None

@@ -15,6 +15,7 @@ from millhand.verdict import Reason
 from millhand_fleet import deadletters
 from millhand_fleet.ctl import telling
 from millhand_fleet.ctl.main import cli
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.deadletters import (
     DIGITS_MAX,
     FIELDS_MAX,
@@ -172,7 +173,7 @@ async def test_a_pace_keeps_a_gap_and_saves_none_up(monkeypatch: pytest.MonkeyPa
 @QUIET
 @given(st.binary(max_size=50) | st.text(max_size=50).map(lambda text: text.encode(errors="replace")))
 def test_nothing_that_is_shown_can_move_the_cursor(value: bytes) -> None:
-    letter = msgspec.structs.replace(LETTER, fields=((value, value),), detail=value, reason=telling.visible(value))
+    letter = msgspec.structs.replace(LETTER, fields=((value, value),), detail=value, reason=visible(value))
     lines = [telling.row(letter, 5000, with_source=True), *telling.details(letter)]
     assert all(line.isprintable() for line in lines)
 
@@ -189,7 +190,7 @@ def test_nothing_that_is_shown_can_move_the_cursor(value: bytes) -> None:
     ],
 )
 def test_bytes_are_shown_in_one_line_with_escapes(value: bytes, shown: str) -> None:
-    assert telling.visible(value) == shown
+    assert visible(value) == shown
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from millhand_fleet.history import DRAIN_KNOWN_AFTER_S, SUCCESS_OVER_S, Counts, Flow, History, Rise, flow_of
+from millhand_fleet.history import DRAIN_KNOWN_AFTER_S, SUCCESS_OVER_S, Counts, Flow, History, Rise, flow_of, past_of
 
 
 def history(*samples: tuple[float, int, int, int], keep_s: float = 900.0) -> History:
@@ -78,3 +78,19 @@ def test_the_backlog_is_drained_at_the_rate_at_which_it_shrinks(
 def test_no_estimate_is_made_from_a_few_seconds() -> None:
     made = history((0.0, 0, 0, 0), (DRAIN_KNOWN_AFTER_S - 1, 0, 50, 0))
     assert flow_of(made, unsettled=10).drained_in_s is None
+
+
+def test_the_past_is_told_in_steps_and_ends_now() -> None:
+    """What the web page's curve begins with: seconds ago, in a second, out a second."""
+    made = history((0.0, 0, 0, 0), (2.0, 10, 0, 0), (6.0, 60, 30, 0), (11.0, 60, 55, 1), (13.0, 90, 60, 1))
+    assert past_of(made) == [(7.0, 10.0, 5.0), (2.0, 0.0, 5.0)]
+    assert past_of(history()) == []
+    assert past_of(history((5.0, 1, 1, 1))) == []
+
+
+def test_the_past_goes_back_five_minutes() -> None:
+    made = history(*((float(second), second, second, 0) for second in range(900)))
+    ages = [ago_s for ago_s, *_ in past_of(made)]
+    assert ages == sorted(ages, reverse=True)
+    assert 290 <= ages[0] <= 300
+    assert len(ages) == 60

@@ -37,7 +37,7 @@ def test_a_worker_that_has_done_nothing_sends_next_to_nothing() -> None:
 
 
 def test_a_worker_that_is_replaced_takes_nothing_away() -> None:
-    """F12: what it counted stays, and its successor, which begins at nought, adds to it."""
+    """What it counted stays, and its successor, which begins at nought, adds to it."""
     measurements = Measurements()
     measurements.take(0, {"w1:a": counted(1.0, 1.0, tokens=(10, 2)), "w2:a": counted(2.0)})
     measurements.take(1, {"w2:a": counted(2.0, 2.0)})

@@ -1,10 +1,10 @@
-"""The verdict of scripts/verify_enrichment.py: nothing hopeless can hide, nothing doubled passes."""
+"""The verdict of `worker-ctl verify`: nothing hopeless can hide, nothing doubled passes."""
 
 from typing import Any
 
 import pytest
 
-from scripts.verify_enrichment import Report, is_enriched, judge
+from millhand_fleet.proof import Report, is_enriched, judge
 
 HUNDRED = [f"{n}-0" for n in range(100)]
 

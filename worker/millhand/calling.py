@@ -81,7 +81,7 @@ class Caller:
     async def make(self, prompt: Prompt, attempt: int, permit: Permit, deliveries: Sequence[Delivery]) -> Answer:
         """Make one call. Raises what the model client raises, sorted anew where there is an outage."""
         for delivery in deliveries:
-            self._log.debug("model.asked", id=delivery.id, attempt=attempt)
+            self._log.debug("model.asked", **delivery.labels(attempt))
         started_s = time.monotonic()
         try:
             if self._met_after != self.gate.absences:
@@ -127,4 +127,4 @@ class Caller:
         spends = len(deliveries) == 1 and not isinstance(error, ModelAway)
         outcome = "ok" if error is None else f"{'bad' if spends else 'away'}: {error.reason}"
         for delivery in deliveries:
-            self._log.debug("model.answered", outcome=outcome, id=delivery.id, attempt=attempt)
+            self._log.debug("model.answered", outcome=outcome, **delivery.labels(attempt))

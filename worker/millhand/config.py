@@ -21,6 +21,7 @@ OWN_KEYS = (  # the fleet's, after its hash tag
 )  # fmt: skip
 SEEN = "seen:"  # what the markers of event_ids begin with, after the hash tag
 ASKING = "asking:"  # what the markers of questions that are being asked begin with
+SECRETS = ("redis.url", "redis.password")  # keys whose values are never told as they are
 INTEGER_BOUND_MAX = 2**53  # beyond it a TOML float, and many a JSON reader, is no longer exact
 
 TASK_NAME = r"[a-z][a-z0-9_]{0,39}"
@@ -51,6 +52,11 @@ class Redis(Section, frozen=True):
     """Where the streams are."""
 
     url: str = EMBEDDED
+    password: str = ""
+    password_file: str = ""
+    tls_ca_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
     embedded_port: Port = 0
     input_stream: Key = ""
     output_stream: Key = ""
@@ -200,10 +206,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def with_urls(self, *, redis: str, model: str) -> "Config":
-        """Return the same configuration with the embedded servers' real addresses."""
+        """Return the same configuration with the embedded servers' real addresses.
+
+        An embedded Redis has neither password nor TLS, whatever is configured for another one.
+        """
+        own = self.redis.url == EMBEDDED
+        names = {"password", "password_file", "tls_ca_file", "tls_cert_file", "tls_key_file"}
         return msgspec.structs.replace(
             self,
-            redis=msgspec.structs.replace(self.redis, url=redis),
+            redis=msgspec.structs.replace(self.redis, url=redis, **(dict.fromkeys(names, "") if own else {})),
             model=msgspec.structs.replace(self.model, url=model),
         )
 
@@ -241,6 +252,7 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
         {"db"} if config.redis.url.startswith("unix:") else set()
     ):
         yield "redis.url", "must hold no ?options: write redis://user:password@host:port/db"
+    yield from _impossible_secrets(config.redis)
     if config.model.url != EMBEDDED:
         address = _address(config.model.url, {"http", "https"})
         if address is None or not address.hostname:
@@ -266,6 +278,22 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
         return
     if too_long:
         yield "fleet.state_dir", f"is too long a path for a unix socket (over {SOCKET_PATH_BYTES_MAX} bytes)"
+
+
+def _impossible_secrets(redis: Redis) -> Iterator[tuple[str, str]]:
+    if redis.url == EMBEDDED:
+        return
+    parts = _address(redis.url, {"redis", "rediss", "unix"})
+    given = [key for key in ("password", "password_file") if getattr(redis, key)]
+    if parts is not None and parts.password is not None and given:
+        yield f"redis.{given[0]}", "is given although there is a password in redis.url: keep one of them"
+    elif len(given) > 1:
+        yield "redis.password_file", "is given beside redis.password: keep one of them"
+    files = [key for key in ("tls_ca_file", "tls_cert_file", "tls_key_file") if getattr(redis, key)]
+    if files and parts is not None and parts.scheme != "rediss":
+        yield f"redis.{files[0]}", "is for TLS, and redis.url does not ask for it: write rediss://"
+    if bool(redis.tls_cert_file) != bool(redis.tls_key_file):
+        yield "redis.tls_cert_file", "and redis.tls_key_file belong together: give both or neither"
 
 
 def _address(url: str, schemes: set[str]) -> SplitResult | None:

@@ -7,11 +7,12 @@ import msgspec
 
 from millhand.config import Enrich
 from millhand.errors import Malformed
+from millhand.trace import TRACEPARENT
 
 DATA = b"data"
 ENRICHMENT = "ai_enrichment"
 EVENT_ID = b"event_id"
-PASSED_ON = (EVENT_ID, b"traceparent")  # optional fields of the input that the output carries as they are
+PASSED_ON = (EVENT_ID, TRACEPARENT)  # optional fields of the input that the output carries as they are
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -30,7 +31,7 @@ def decode(fields: Mapping[bytes, bytes], enrich: Enrich) -> Event:
     if data is None:
         raise Malformed("malformed", f"no field `data`; the fields are {sorted(fields)[:8]!r}")
     payload = decode_payload(data, enrich)
-    text = _text(payload, enrich.text_fields)
+    text = text_of(payload, enrich.text_fields)
     if not text:
         raise Malformed("no_text", f"none of these fields holds text: {', '.join(enrich.text_fields)}")
     return Event(data, payload, text)
@@ -76,8 +77,8 @@ def _head(data: bytes) -> bytes:
     return data.rstrip()[:-1].rstrip()
 
 
-def _text(payload: dict[str, Any], paths: tuple[str, ...]) -> str:
-    """Join what stands in the text fields; "ticket.body" looks into an object."""
+def text_of(payload: dict[str, Any], paths: tuple[str, ...]) -> str:
+    """Join what stands in the text fields; "ticket.body" looks into an object. "" where there is none."""
     found = (_at(payload, path) for path in paths)
     return "\n".join(text.strip() for text in found if isinstance(text, str) and text.strip())
 

@@ -5,6 +5,7 @@ at the border, and everything that is wrong is told at once; a value that got th
 """
 
 import re
+import stat
 import tomllib
 import types
 import typing
@@ -18,6 +19,7 @@ from millhand.config import (
     ENVIRONMENT_FILE,
     ENVIRONMENT_PREFIX,
     NAME_RULE,
+    SECRETS,
     SECTIONS,
     TASK_NAME,
     Config,
@@ -37,6 +39,19 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     `flags` maps "section.key" to a value that is already typed. Raises ConfigError with every problem found: which key,
     where it stands, what is wrong with it, and what was perhaps meant.
     """
+    config, problems = load_what_is_right(file, environment, flags)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_what_is_right(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """Build a configuration in which what is wrong is left at its default; return it with every problem found.
+
+    Of what cannot work together, or is no address, nothing is left out: it is only told.
+    """
     layers = _Layers()
     if file is not None:
         layers.add_file(file)
@@ -44,7 +59,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     for key, value in (flags or {}).items():
         section, _, name = key.partition(".")
         layers.add(section, name, value, origin="--" + name.replace("_", "-"))
-    return layers.build()
+    return layers.build(), layers.problems
 
 
 class _Layers:
@@ -60,9 +75,11 @@ class _Layers:
         try:
             document = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from error
+            self.problems.append(f"{file}: cannot be read: {error.strerror}")
+            return
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{file}: is not TOML: {error}"]) from error
+            self.problems.append(f"{file}: is not TOML: {error}")
+            return
         for section, table in document.items():
             if section == "task":
                 self._add_tasks(table, str(file))
@@ -73,6 +90,8 @@ class _Layers:
             else:
                 for key, value in table.items():
                     self.add(section, key, value, origin=str(file))
+        if self.values["redis"].get("password") and file.stat().st_mode & stat.S_IROTH:
+            self._refuse("redis.password", str(file), f"can be read by everybody on this host: chmod o-r {file}")
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         for variable, text in sorted(environment.items()):
@@ -145,7 +164,8 @@ class _Layers:
             try:
                 values[key] = msgspec.convert(value, wanted[key], strict=strict)
             except msgspec.ValidationError as error:
-                self._refuse(f"{path}.{key}", origin, *_explained(value, wanted[key], error))
+                shown = "its value" if f"{path}.{key}" in SECRETS else repr(value)[:80]
+                self._refuse(f"{path}.{key}", origin, *_explained(value, wanted[key], error, shown))
         for field in msgspec.structs.fields(struct):
             if field.required and field.name not in table and field.name != "fields":
                 self._refuse(path, origin, f"has no `{field.name}`")
@@ -156,8 +176,6 @@ class _Layers:
         config = Config(**sections, task=self.tasks, origins=self.origins)
         for key, reason in impossible(config):
             self._refuse(key, self.origins.get(key, "default"), reason)
-        if self.problems:
-            raise ConfigError(self.problems)
         return config
 
     def _refuse(self, key: str, origin: str, reason: str, meant: str | None = None) -> None:
@@ -181,9 +199,8 @@ def _from_text(text: str, wanted: Any) -> Any:
     return text
 
 
-def _explained(value: Any, wanted: Any, error: msgspec.ValidationError) -> tuple[str, str | None]:
+def _explained(value: Any, wanted: Any, error: msgspec.ValidationError, shown: str) -> tuple[str, str | None]:
     """Return what is wrong with a value in words, and what was perhaps meant."""
-    shown = repr(value)[:80]
     choices = _choices(wanted)
     if typing.get_origin(wanted) is Literal or (choices and isinstance(value, str)):
         return f"{shown} is none of: {', '.join(choices)}", guess(str(value), choices)

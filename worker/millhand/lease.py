@@ -105,5 +105,5 @@ class Leases:
         for entry_id in lost:
             lease = self._held.get(entry_id)
             if lease is not None and lease in held:
-                self._log.info("lease.lost", id=lease.delivery.id)
+                self._log.info("lease.lost", **lease.delivery.labels())
                 lease.lose()

@@ -11,7 +11,7 @@ import uvloop
 
 from millhand.config import Config
 from millhand.errors import Unusable
-from millhand.log import configure, logger
+from millhand.log import configure, dropped, logger
 from millhand.pulse import STDERR, Birth, Pulse
 from millhand.stop import DEATH_SIGNAL, Stop
 
@@ -48,6 +48,7 @@ async def _live(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awai
     stop = Stop(config.fleet.drain_s)
     stop.listen()
     pulse = Pulse(birth.end, stop, stacks)
+    pulse.common = lambda: {"log_dropped": dropped()}
     beating = asyncio.create_task(pulse.run())
     try:
         await life(stop, pulse)

@@ -87,6 +87,7 @@ class Pulse:
         self._stop = stop
         self._stacks = stacks  # the descriptor that a watchdog writes to
         self.stats: Callable[[], dict[str, Any]] = dict  # goes up with every beat
+        self.common: Callable[[], dict[str, Any]] = dict  # and so does this, of every kind of child
         self.hear: Callable[[dict[str, Any]], None] = lambda _: None  # gets every order that is not a stop
 
     async def run(self) -> None:
@@ -96,7 +97,7 @@ class Pulse:
         try:
             self._listen()  # what was said before the loop ran, such as a pause, is heard before anything is read
             while True:
-                self.send({"beat": self.stats()})
+                self.send({"beat": {**self.common(), **self.stats()}})
                 faulthandler.dump_traceback_later(HANG_LIMIT_S, exit=True, file=self._stacks)
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:

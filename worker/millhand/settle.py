@@ -135,16 +135,16 @@ def deleted(delivery: Delivery) -> Bury:
 async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, log: "FilteringBoundLogger") -> Settled:
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
     pause_s = RESEND_PAUSE_MIN_S
-    token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
+    labels = delivery.labels()
     try:
         while True:
-            log.debug("settle.sent", verdict=word_of(verdict), **token)
+            log.debug("settle.sent", verdict=word_of(verdict), **labels)
             try:
                 return await settler.settle(delivery, verdict)
             except RedisError as error:
                 settler.resending[delivery.id] = str(error)
                 say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
-                say("settle.resending", id=delivery.id, error=str(error), in_s=pause_s)
+                say("settle.resending", error=str(error), in_s=pause_s, **labels)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)
     finally:

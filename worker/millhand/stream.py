@@ -13,6 +13,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from millhand.address import refusal_of_tls, tls_context
 from millhand.errors import Unusable
 from millhand.keys import Keys
 from millhand.verdict import Delivery
@@ -28,7 +29,7 @@ REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: int = 16) -> "aioredis.Redis":
-    """Return a client that never repeats a command by itself, and speaks bytes.
+    """Return a client that never repeats a command by itself, and speaks bytes. `url` is a `redis_address`.
 
     A command sent twice after a lost reply is an event written twice; what is safe to repeat, we repeat ourselves.
     Create it after the process has started.
@@ -44,6 +45,7 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
         decode_responses=False,
         protocol=2,
         max_connections=connections_max,
+        driver_info=None,  # the client's name is worth neither two commands a connection nor a right to them
     )
     pool: Any = client.connection_pool
     pool.connection_class = _telling_resets(pool.connection_class)
@@ -52,9 +54,17 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
 
 @cache
 def _telling_resets(kind: Any) -> Any:
-    """Return a class of connections that calls a reset what it is: uvloop has a RuntimeError for it."""
+    """Return a class of connections that calls a reset what it is: uvloop has a RuntimeError for it.
+
+    They share what they need for TLS: read anew for each, certificates would hold up the event loop.
+    """
 
     class Connection(kind):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            if tls := getattr(self, "ssl_context", None):
+                tls.context = tls_context(tls.ca_certs, tls.certfile, tls.keyfile)
+
         async def send_packed_command(self, *args: Any, **options: Any) -> None:
             try:
                 await super().send_packed_command(*args, **options)
@@ -69,7 +79,11 @@ async def require_streams(redis: "aioredis.Redis") -> str:
     try:
         info: dict[str, Any] = await redis.info("server")
     except REFUSED as error:
-        raise Unusable(f"Redis refuses the login: {error}; see redis.url") from error
+        raise Unusable(f"Redis refuses the login: {error}; see redis.url and redis.password") from error
+    except exceptions.ConnectionError as error:
+        if refusal := refusal_of_tls(error):
+            raise Unusable(f"Redis cannot be trusted, or does not trust us: {refusal}") from error
+        raise
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < REDIS_VERSION_MIN:
         needed = ".".join(map(str, REDIS_VERSION_MIN))

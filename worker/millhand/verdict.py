@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from millhand.errors import Malformed, Reasoned
+from millhand.trace import traceparent_of
 
 DOUBLINGS_MAX = 100  # as many retries as can be configured, and far from what a float can hold
 HISTORY_ERRORS_MAX = 8  # of an event's attempts, as they stand in the dead letter
@@ -48,6 +49,12 @@ class Delivery(msgspec.Struct, frozen=True):
     def added_ms(self) -> int:
         """When the entry was added, by Redis's clock, in ms since the epoch."""
         return int(self.id.partition("-")[0])
+
+    def labels(self, attempt: int | None = None) -> dict[str, Any]:
+        """Return what every log record about it carries; `attempt` where it is not the one that comes next."""
+        labels = {"id": self.id, "owner": self.owner, "count": self.count, "attempt": attempt or self.attempt}
+        traceparent = traceparent_of(self.fields)
+        return labels if traceparent is None else {**labels, "traceparent": traceparent}
 
 
 class Enriched(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from millhand import event as events
+from millhand.address import redis_address
 from millhand.asking import Answered, Asker
 from millhand.cache import Answers
 from millhand.calling import Caller
@@ -24,6 +25,7 @@ from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
 from millhand.process import run_child
 from millhand.pulse import PAUSED, Birth, Pulse
+from millhand.remedy import remedy_for
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
@@ -88,8 +90,9 @@ class Worker:
         self._policy = Policy(
             delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
         )
-        self._redis = connect(config.redis.url, connections_max=config.model.concurrency + 4)
-        self._stream = Stream(config.redis.url, keys, consumer, delivery.deliveries_max)
+        address = redis_address(config.redis)
+        self._redis = connect(address, connections_max=config.model.concurrency + 4)
+        self._stream = Stream(address, keys, consumer, delivery.deliveries_max)
         self._event_id_asks = asyncio.Lock()  # one after the other: of two that come together, the first is the first
         self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
         courier = Courier(self._redis)
@@ -244,7 +247,7 @@ class Worker:
     async def _wait_for_redis(self, error: BaseException) -> None:
         """Tell why Redis does not do as asked, once, and give it a moment. The janitor puts a vanished group back."""
         if self._redis_away is None:
-            self._log.warning("redis.waiting", error=str(error))
+            self._log.warning("redis.waiting", error=str(error), remedy=remedy_for(error))
         self._redis_away = str(error)
         if is_stale(error):
             await self._stream.reconnect()
@@ -264,8 +267,7 @@ class Worker:
         """
         deliveries = [delivery for call in calls for delivery in call]
         for delivery in deliveries:
-            token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-            self._log.debug("event.delivered", attempts=delivery.attempts, **token)
+            self._log.debug("event.delivered", attempts=delivery.attempts, **delivery.labels())
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
             self._gate.give_back(permits)  # what is in hand may need it
@@ -285,11 +287,10 @@ class Worker:
 
     def _start(self, deliveries: list[Delivery], permit: Permit) -> None:
         """Start on what shares a call, and a slot until the last of it has ended."""
-        walks = set[asyncio.Task[None]]()
+        walks = dict[asyncio.Task[None], Delivery]()
 
         def ended(walk: asyncio.Task[None]) -> None:
-            self._ended(walk)
-            walks.discard(walk)
+            self._ended(walk, walks.pop(walk))
             if not walks:
                 self._gate.give_back([permit])
                 self._free(1)
@@ -297,15 +298,15 @@ class Worker:
         party = self._asker.party(len(deliveries), permit) if len(deliveries) > 1 else None
         for delivery in deliveries:
             own = self._gate.permit() if party else permit
-            walks.add(asyncio.create_task(self._walk(delivery, own, party)))
-        self._walks |= walks
+            walks[asyncio.create_task(self._walk(delivery, own, party))] = delivery
+        self._walks |= walks.keys()
         for walk in list(walks):
             walk.add_done_callback(ended)
 
-    def _ended(self, walk: asyncio.Task[None]) -> None:
+    def _ended(self, walk: asyncio.Task[None], delivery: Delivery) -> None:
         self._walks.discard(walk)
         if not walk.cancelled() and (error := walk.exception()):
-            self._log.error("event.walk_failed", exc_info=error)
+            self._log.error("event.walk_failed", exc_info=error, **delivery.labels())
 
     async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None) -> None:
         """Take one delivery from its fields to its verdict."""
@@ -347,7 +348,7 @@ class Worker:
                     first = await self._event_ids.first_with(event_id, delivery)
             except RedisError as error:
                 say = self._log.debug if self._redis_refuses else self._log.warning
-                say("event_id.waiting", id=delivery.id, error=str(error))
+                say("event_id.waiting", error=str(error), **delivery.labels())
                 self._redis_refuses = str(error)
                 self._gate.give_back([permit])  # others may go on
                 if is_stale(error):
@@ -389,8 +390,7 @@ class Worker:
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:
             say = self._log.debug
-        token = {"id": delivery.id, "owner": delivery.owner, "count": delivery.count}
-        say("event.settled", verdict=word, settled=settled.value, **token, **tell(verdict))
+        say("event.settled", verdict=word, settled=settled.value, **delivery.labels(), **tell(verdict))
 
     # -- stop -------------------------------------------------------------------------------------------------------
 

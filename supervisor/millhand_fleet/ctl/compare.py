@@ -18,7 +18,7 @@ from millhand.keys import Keys
 from millhand.stream import RedisError, connect
 from millhand_fleet.comparison import Comparison, Difference, Runs, SameEvent
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
-from millhand_fleet.ctl.telling import visible
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.outputs import OF_SOURCE, NotThere, Report, one_run, two_records, two_runs
 
 if TYPE_CHECKING:
@@ -65,11 +65,12 @@ def compare(
     file: Path | None, *, names: tuple[str, ...], of_runs: bool, of_repeats: bool, by_payload: bool, limit: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Show whether the same event got the same answer: in the records A and B, in two runs, or in one.
+    """Show whether the same event got the same answer.
 
-    A and B are ids of entries of the fleet's output, or src:ID for the record of the raw entry ID. With --runs they are
-    streams, whose events are matched by event_id, or by payload where they have none. Equal hashes are the same answer;
-    where they differ it shows each field, and what of meta may be the reason.
+    In the records A and B, in two runs, or in one. A and B are ids of entries of the fleet's output, or src:ID for
+    the record of the raw entry ID. With --runs they are streams, whose events are matched by event_id, or by
+    payload where they have none. Equal hashes are the same answer; where they differ it shows each field, and what
+    of meta may be the reason.
 
     Exit code 0 if all are the same; 1 if one differs, is missing on one side, or cannot be read; 2 if there is no such
     entry or stream; 69 if Redis does not answer.

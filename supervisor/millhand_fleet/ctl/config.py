@@ -1,16 +1,23 @@
 """worker-ctl config show, check."""
 
+import json
+import math
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
-from millhand.config import SECTIONS, Config
-from millhand.errors import ConfigError
+from millhand.address import HIDDEN, redis_address, told
+from millhand.config import EMBEDDED, SECRETS, SECTIONS, Config
+from millhand.errors import ConfigError, Unusable
+from millhand.layers import load
 from millhand.tasks.catalogue import chosen_tasks
 from millhand_fleet.ctl.settings import found_file, leave, load_config
 
-SECRET = {"redis.url"}
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
 
 
 @click.group()
@@ -19,19 +26,26 @@ def config() -> None:
 
 
 @config.command()
+@AS_JSON
 @click.pass_obj
-def show(file: Path | None) -> None:
+def show(file: Path | None, *, as_json: bool) -> None:
     """Print the configuration in force, and where each value comes from.
 
+    Exit code 0; 78 if it cannot be used.
+
     \b
-    Example: worker-ctl --config conf/millhand.toml config show
+    Examples: worker-ctl --config conf/millhand.toml config show
+              worker-ctl config show --json | jq .model.name.value
     """  # noqa: D301 - click's own mark
     settings = load_config(file)
+    if as_json:
+        click.echo(json.dumps(_document(settings)))
+        return
     for section in SECTIONS:
         click.echo(f"[{section}]")
         for key, value in msgspec.to_builtins(getattr(settings, section)).items():
-            shown = _toml(_masked(value) if f"{section}.{key}" in SECRET else value)
-            click.echo(f"{key} = {shown}  # {settings.origins.get(f'{section}.{key}', 'default')}")
+            name = f"{section}.{key}"
+            click.echo(f"{key} = {_toml(_shown(name, value))}  # {settings.origins.get(name, 'default')}")
         click.echo()
     for name, table in settings.task.items():
         click.echo(f"[task.{name}]  # {settings.origins[f'task.{name}']}\nprompt = {_toml(table.prompt)}")
@@ -43,29 +57,59 @@ def show(file: Path | None) -> None:
 
 
 @config.command()
+@AS_JSON
 @click.pass_obj
-def check(file: Path | None) -> None:
-    """Check the configuration without starting anything. Exit code 0 if a fleet could start with it.
+def check(file: Path | None, *, as_json: bool) -> None:
+    """Check the configuration without starting anything.
+
+    Exit code 0 if a fleet could start with it; 78 with every problem, a line each, if not.
 
     \b
-    Example: worker-ctl --config conf/millhand.toml config check
+    Examples: worker-ctl --config conf/millhand.toml config check
+              worker-ctl config check --json | jq -r '.problems[]'
     """  # noqa: D301 - click's own mark
-    settings = load_config(file)
-    _check_tasks(settings)
-    click.echo(f"{file or found_file() or 'built-in values'}: good; tasks {', '.join(settings.enrich.tasks)}")
-
-
-def _check_tasks(settings: Config) -> None:
+    where = str(file or found_file() or "built-in values")
     try:
+        settings = load(file or found_file(), os.environ)
         chosen_tasks(settings)
-    except ConfigError as error:
-        leave("the configuration cannot be used", *error.problems)
+        if settings.redis.url != EMBEDDED:
+            redis_address(settings.redis)
+    except Unusable as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        if not as_json:
+            leave("the configuration cannot be used", *problems)
+        click.echo(json.dumps({"good": False, "file": where, "problems": problems}))
+        sys.exit(os.EX_CONFIG)
+    if as_json:
+        click.echo(json.dumps({"good": True, "file": where, "problems": [], "tasks": settings.enrich.tasks}))
+    else:
+        click.echo(f"{where}: good; tasks {', '.join(settings.enrich.tasks)}")
 
 
-def _masked(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    _, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{'***@' if at else ''}{host or rest}"
+def _document(settings: Config) -> dict[str, Any]:
+    """Return each value with its origin; the tasks of the file as they stand in it."""
+    sections = {
+        section: {
+            key: {
+                "value": _shown(f"{section}.{key}", value),
+                "origin": settings.origins.get(f"{section}.{key}", "default"),
+            }
+            for key, value in msgspec.to_builtins(getattr(settings, section)).items()
+        }
+        for section in SECTIONS
+    }
+    return {**sections, "task": msgspec.to_builtins(settings.task)}
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return a value as it may be shown, and as JSON can hold it."""
+    if name in SECRETS:
+        return _masked(name, value)
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _masked(name: str, value: str) -> str:
+    return told(value) if name.endswith(".url") else HIDDEN if value else ""
 
 
 def _toml(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections import Counter
@@ -41,6 +42,7 @@ DRY = "dry run, nothing is changed; it would be "
 GO_ON = "to go on, give the same command again: what is done stands no longer among the dead letters"
 ALL = click.option("--all", "everything", is_flag=True, help="All there are, where neither ids nor filters are given.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="What came of it as one JSON object.")
 
 T = TypeVar("T")
 
@@ -92,9 +94,12 @@ def list_(file: Path | None, *, selection: Selection, as_lines: bool) -> None:
 
 @dead.command()
 @click.argument("letter", metavar="ID", type=letter_id)
+@click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
 @click.pass_obj
-def show(file: Path | None, letter: str) -> None:
+def show(file: Path | None, letter: str, *, as_json: bool) -> None:
     """Show everything about the dead letter ID, the original fields last.
+
+    Exit code 0; 1 if there is none; 69 if Redis does not answer.
 
     \b
     Example: worker-ctl dead show 1763892381190-0
@@ -107,7 +112,7 @@ def show(file: Path | None, letter: str) -> None:
             "`worker-ctl dead list` shows the ids; the id that the log has of an event is in its column src",
             code=1,
         )
-    for line in telling.details(found[0]):
+    for line in [telling.json_line(found[0])] if as_json else telling.details(found[0]):
         click.echo(line)
 
 
@@ -124,10 +129,11 @@ def show(file: Path | None, letter: str) -> None:
     help="Refuse what has been requeued so often before.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Requeue it however often that was done before.")
+@AS_JSON
 @click.pass_obj
 def requeue(
     file: Path | None, *, selection: Selection, everything: bool, dry_run: bool, rate: float, redrives_max: int,
-    force: bool,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Give the events of dead letters to the workers again, each as a new entry of the input with the same bytes.
 
@@ -136,7 +142,7 @@ def requeue(
     the meantime, or by this command itself where Redis's answer was lost.
 
     \b
-    Examples: worker-ctl dead requeue --reason model_error --newer-than 2h --dry-run
+    Examples: worker-ctl dead requeue --reason timeout --newer-than 2h --dry-run
               worker-ctl dead requeue 1763892381190-0 --force
     """  # noqa: D301 - click's own mark
     _require_choice(selection, everything=everything)
@@ -155,7 +161,10 @@ def requeue(
         tally[Requeued.GONE] += max(0, len(selection.ids) - tally.total())
 
     _with_dead_letters(file, work, lambda: (telling.requeued(tally), GO_ON))
-    click.echo((DRY if dry_run else "") + telling.requeued(tally))
+    if as_json:
+        click.echo(json.dumps({**telling.requeued_counts(tally), "dry_run": dry_run}))
+    else:
+        click.echo((DRY if dry_run else "") + telling.requeued(tally))
     if telling.refused(tally):
         sys.exit(EX_REFUSED)
 
@@ -165,9 +174,14 @@ def requeue(
 @ALL
 @DRY_RUN
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@AS_JSON
 @click.pass_obj
-def drop(file: Path | None, *, selection: Selection, everything: bool, dry_run: bool, yes: bool) -> None:
+def drop(
+    file: Path | None, *, selection: Selection, everything: bool, dry_run: bool, yes: bool, as_json: bool
+) -> None:  # fmt: skip
     """Delete dead letters for good, after asking. `worker-ctl dead export` keeps a copy.
+
+    Exit code 0; 1 if the answer is no; 69 if Redis failed on the way; 130 after Ctrl-C.
 
     \b
     Examples: worker-ctl dead drop --reason deleted
@@ -179,10 +193,11 @@ def drop(file: Path | None, *, selection: Selection, everything: bool, dry_run: 
     reasons: Counter[str] = Counter()
     stretch = _read_each(file, selection, lambda letter, _: reasons.update([letter.reason]))
     if dry_run:
-        click.echo(f"{DRY}dropped: {telling.by_reason(reasons)}")
+        would = {"dropped": reasons.total(), "by_reason": reasons, "dry_run": True}
+        click.echo(json.dumps(would) if as_json else f"{DRY}dropped: {telling.by_reason(reasons)}")
         return
     if reasons and not yes:
-        click.confirm(f"dead letters: {telling.by_reason(reasons)}. Drop them for good?", abort=True)
+        click.confirm(f"dead letters: {telling.by_reason(reasons)}. Drop them for good?", abort=True, err=as_json)
     dropped: list[int] = []
 
     async def work(letters: DeadLetters) -> None:
@@ -196,7 +211,8 @@ def drop(file: Path | None, *, selection: Selection, everything: bool, dry_run: 
             dropped.append(await letters.drop(batch))
 
     _with_dead_letters(file, work, lambda: (f"dropped: {sum(dropped)}", GO_ON))
-    click.echo(f"dropped: {sum(dropped)}")
+    done = {"dropped": sum(dropped), "by_reason": reasons, "dry_run": False}
+    click.echo(json.dumps(done) if as_json else f"dropped: {sum(dropped)}")
 
 
 @dead.command()

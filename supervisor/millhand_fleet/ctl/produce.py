@@ -1,6 +1,7 @@
 """worker-ctl produce: JSON Lines into the input stream."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +37,12 @@ class Line(msgspec.Struct, frozen=True):
 @click.argument("source", type=click.File("rb"), default="-")
 @click.option("--stream", help="The stream to write to. Default: the fleet's input.")
 @click.option("--from-line", type=click.IntRange(1), default=1, show_default=True, help="Skip the lines before this.")
+@click.option("--json", "as_json", is_flag=True, help="What came of it as one JSON object.")
 @click.pass_obj
-def produce(file: Path | None, source: IO[bytes], stream: str | None, from_line: int) -> None:
-    """Write the JSON objects of SOURCE (a JSON Lines file, or - for standard input) to the input stream.
+def produce(
+    file: Path | None, source: IO[bytes], *, stream: str | None, from_line: int, as_json: bool
+) -> None:  # fmt: skip
+    """Write events to the input stream: the JSON objects of SOURCE, a JSON Lines file or - for standard input.
 
     A line that is no JSON object, or too large, is refused and named by its number; the others are written. Exit code:
     0 if all lines were written, 1 if some were refused, 69 if Redis failed on the way.
@@ -53,7 +57,8 @@ def produce(file: Path | None, source: IO[bytes], stream: str | None, from_line:
         written, refused = asyncio.run(
             _produce(lines, redis_url(config), stream or Keys.of(config).input, progress, console)
         )
-    click.echo(f"written: {written}, refused: {refused}")
+    done = {"written": written, "refused": refused}
+    click.echo(json.dumps(done) if as_json else f"written: {written}, refused: {refused}")
     if refused:
         sys.exit(EX_REFUSED)
 

@@ -47,6 +47,7 @@ OPTIONS = (
         multiple=True,
         metavar="REASON",
         type=reason_name,
+        shell_complete=lambda _ctx, _param, begun: [reason.value for reason in Reason if reason.startswith(begun)],
         help="Buried for this reason. May be repeated.",
     ),
     click.option("--older-than", metavar="AGE", type=age, help="Buried longer ago than 90s, 10m, 2h, 3d."),

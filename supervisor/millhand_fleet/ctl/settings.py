@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 import click
 
+from millhand.address import redis_address
 from millhand.config import EMBEDDED, Config
-from millhand.errors import ConfigError
+from millhand.errors import ConfigError, Unusable
 from millhand.layers import load
 from millhand_fleet.state import ENDPOINTS, StateDir
 
@@ -30,9 +31,15 @@ def found_file() -> Path | None:
 
 
 def redis_url(config: Config) -> str:
-    """Return where the fleet's Redis is, also when it is an embedded one; leave if that does not run."""
+    """Return the fleet's Redis as `connect` takes it, also an embedded one; leave if that does not run.
+
+    It holds the password: it is for `connect` alone.
+    """
     if config.redis.url != EMBEDDED:
-        return config.redis.url
+        try:
+            return redis_address(config.redis)
+        except Unusable as error:
+            leave(str(error))
     state = StateDir(config.state_dir)
     url = state.read(ENDPOINTS).get("redis_url")
     if not url or not state.held():

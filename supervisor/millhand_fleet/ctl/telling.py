@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from millhand_fleet.ctl.selecting import UNITS_S
+from millhand_fleet.ctl.visible import visible
 from millhand_fleet.deadletters import DeadLetter, Requeued
 
 PART_BYTES_MAX = 200  # of the detail, and of the event, in a row
@@ -15,12 +16,6 @@ WHY_NOT = {
     Requeued.TOO_WIDE: "its {fields} fields are more than one script can write",
     Requeued.FOREIGN: "the fleet has not written this entry",
 }
-
-
-def visible(value: bytes) -> str:
-    """Return bytes as text of one line: what is no UTF-8, or not printable, is escaped with backslashes."""
-    text = value.decode(errors="backslashreplace")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def head(*, with_source: bool) -> str:
@@ -76,7 +71,12 @@ def refused(tally: Counter[Requeued]) -> int:
 
 def requeued(tally: Counter[Requeued]) -> str:
     """Return what was done, in numbers."""
-    return f"requeued: {tally[Requeued.OK]}, refused: {refused(tally)}, gone: {tally[Requeued.GONE]}"
+    return ", ".join(f"{word}: {count}" for word, count in requeued_counts(tally).items())
+
+
+def requeued_counts(tally: Counter[Requeued]) -> dict[str, int]:
+    """Return the same as numbers by their words."""
+    return {"requeued": tally[Requeued.OK], "refused": refused(tally), "gone": tally[Requeued.GONE]}
 
 
 def _text_or_base64(value: bytes) -> str | dict[str, str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from millhand.address import told
 from millhand.config import EMBEDDED, Config
 from millhand.errors import Unusable
 from millhand.layers import load
-from millhand.log import configure, logger
+from millhand.log import configure, drain, logger
 from millhand.stop import ask_to_stop, on_hangup, on_stop_signals
 from millhand_fleet.ctl.settings import found_file, leave, load_config
 from millhand_fleet.leftovers import is_orphan
@@ -53,6 +54,7 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
         unusable = fleet.supervisor.run()
     except Exception as error:  # noqa: BLE001 - whatever it is, a supervisor that does nothing must not stay
         logger().critical("supervisor.failed", error=str(error), exc_info=True)
+        drain()
         os._exit(os.EX_SOFTWARE)  # the children hear it from their lines; a tidy exit would wait for them for ever
     if unusable:
         leave("the fleet cannot work", *unusable.splitlines())
@@ -101,7 +103,7 @@ def _tell_up(config: Config, fleet: "Fleet") -> None:
         "fleet.up",
         fleet=config.fleet.name,
         workers=fleet.workers,
-        redis=_without_password(fleet.redis_url) + _embedded(config.redis.url),
+        redis=told(fleet.redis_url) + _embedded(config.redis.url),
         model=f"{config.model.name} at {fleet.model_url}" + _embedded(config.model.url),
         tasks=", ".join(config.enrich.tasks),
         health=f"{fleet.desk_url}/healthz",
@@ -111,8 +113,3 @@ def _tell_up(config: Config, fleet: "Fleet") -> None:
 
 def _embedded(url: str) -> str:
     return " (embedded)" if url == EMBEDDED else ""
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -175,7 +175,8 @@ class Nemesis:
 
     def swallow(self) -> None:
         """F3, F4, F5: scripts are carried out, and their replies arrive nowhere."""
-        self._swallow([_sha(name) for name in SWALLOWED_SCRIPTS] + [b"XREADGROUP", b"XADD", b"XACK"])
+        patterns = [_sha(name) for name in SWALLOWED_SCRIPTS] + [b"XREADGROUP", b"XADD", b"XACK"]
+        self._swallow(patterns, surely=_sha("finish"))
 
     def swallow_read(self) -> None:
         """F5: entries are delivered in a reply that nobody gets."""
@@ -441,12 +442,15 @@ class Nemesis:
     def _until_there(self, prefix: str) -> None:
         _until(lambda: bool(self._stage.keeper.children(prefix)), FOUND_WITHIN_S)
 
-    def _swallow(self, patterns: list[bytes]) -> None:
+    def _swallow(self, patterns: list[bytes], surely: bytes = b"") -> None:
+        """Swallow replies for a second; of the commands with `surely`, wait until it has been two."""
         proxy = self._stage.to_redis
+        enough = proxy.swallowed[surely] + 2
         with self._fault("swallow"):
             for pattern in patterns:
                 proxy.swallow(pattern, times=4, probability=0.5, seed=self._random.randrange(1 << 30))
             _wait(1.0)
+            _until(lambda: not surely or proxy.swallowed[surely] >= enough, PATIENCE_S)
             proxy.disarm(*patterns)
 
     def _jump(self, by_s: int) -> None:

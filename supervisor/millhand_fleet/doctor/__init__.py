@@ -1,0 +1,1 @@
+"""What `worker-ctl doctor` finds: probes gather facts, pure judgements make findings of them."""
