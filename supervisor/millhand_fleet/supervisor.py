@@ -84,7 +84,10 @@ class Supervisor:
     def _wait(self) -> None:
         """Sleep until something happens, or a tick has passed."""
         lines = [child.line.end for child in self._slots.children() if not child.line.closed]
-        wait([*lines, *(child.sentinel for child in self._slots.children())], timeout=TICK_S)
+        try:
+            wait([*lines, *(child.sentinel for child in self._slots.children())], timeout=TICK_S)
+        except OSError:  # more descriptors than we may have now: poll(2) refuses, and we look without it
+            time.sleep(TICK_S)
 
     # -- obey -------------------------------------------------------------------------------------------------------
 
