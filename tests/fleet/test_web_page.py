@@ -131,7 +131,6 @@ def test_numbers_move_while_events_flow(look: Open, streams: Streams) -> None:
 
 
 def test_a_killed_worker_shows_with_its_restart_and_its_new_pid(look: Open, fleet: RunningFleet) -> None:
-    """F1."""
     page = look()
     pid = cell(page, "worker-1", "pid")
     expect(pid).to_have_text(re.compile(r"^\d+$"))
@@ -201,7 +200,7 @@ def test_the_page_can_be_held_still(look: Open, streams: Streams) -> None:
 
 
 def test_a_desk_that_is_away_is_said_and_found_again(browser: Browser, fleet: RunningFleet, url: str) -> None:
-    """F7: one that hangs, then is killed; another takes its place."""
+    """One that hangs, then is killed; another takes its place."""
     with page_opener(browser, url, outage=True) as opened:
         page = opened()
         expect(page.locator("#link")).to_have_text("live")
@@ -209,9 +208,11 @@ def test_a_desk_that_is_away_is_said_and_found_again(browser: Browser, fleet: Ru
         os.kill(desk, signal.SIGSTOP)
         expect(page.locator("#lost")).to_contain_text("The desk does not answer. What you see is", timeout=PATIENCE_MS)
         expect(page.locator("body")).to_have_attribute("data-link", "lost")
+        expect(page.get_by_role("heading", level=1)).to_have_text("No word from the desk")
         os.kill(desk, signal.SIGKILL)
         expect(page.locator("#link")).to_have_text("live", timeout=PATIENCE_MS)
         expect(page.locator("#lost")).to_be_hidden()
+        expect(page.get_by_role("heading", level=1)).not_to_have_text("No word from the desk")
         expect(cell(page, "desk", "pid")).not_to_have_text(str(desk), timeout=PATIENCE_MS)
 
 
