@@ -416,6 +416,7 @@ def test_between_ticks_it_listens_to_every_line_that_is_open_and_for_every_death
 
 
 def test_a_child_that_cannot_be_started_is_tried_again_ever_later(new_fleet: Raise) -> None:
+    """F17."""
     fleet = new_fleet()
     fleet.refuse["desk"] = OSError(11, "Resource temporarily unavailable")
     fleet.tick()
@@ -431,6 +432,7 @@ def test_a_child_that_cannot_be_started_is_tried_again_ever_later(new_fleet: Rai
 
 
 def test_a_child_that_cannot_be_started_hinders_no_other(new_fleet: Raise) -> None:
+    """F17."""
     fleet = new_fleet()
     fleet.refuse["valkey"] = OSError(24, "Too many open files")
     fleet.tick()
