@@ -79,7 +79,8 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
         requeued = cast.ctl("operator", "dead", "requeue", "--reason", "invalid_answer")
         assert b"requeued: 1" in requeued.stdout, requeued.stderr
         eventually(lambda: any(record[b"redrives"] == b"1" for record in streams.dead()), 30)
-        for command in (("dead", "list"), ("dead", "export"), ("compare", "--repeats")):
+        tail = ("tail", "--dead", "--from", "start", "--no-follow")
+        for command in (("dead", "list"), ("dead", "export"), ("compare", "--repeats"), ("verify",), tail):
             answer = cast.ctl("operator", *command)
             assert answer.returncode in {0, 1}, answer.stderr
         dropped = cast.ctl("operator", "dead", "drop", "--all", "--yes")
@@ -99,6 +100,9 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
     assert status["redis"]["durability"] == "unknown", "nobody may ask for it, which is no error"
     with cast.client("monitor") as monitor:
         assert monitor.xinfo_groups(INPUT)
+    for user, stream in (("millhand", "input"), ("operator", "enriched")):
+        trimmed = cast.ctl(user, "trim", "--stream", stream, "--older-than", "0s", "--yes")
+        assert trimmed.returncode == 0, trimmed.stderr
     assert fleet.terminate() == 0
     assert cast.refusals() <= {("millhand", "config|get")}
 
