@@ -81,7 +81,8 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
         eventually(lambda: any(record[b"redrives"] == b"1" for record in streams.dead()), 30)
         for command in (
             ("dead", "list"), ("dead", "export"), ("compare", "--repeats"), ("trim", "--older-than", "0s", "--yes"),
-            ("tail", "--from", "start", "--no-follow"), ("verify", "--min-rate", "0.9"),
+            ("tail", "--from", "start", "--no-follow"), ("tail", "--dead", "--from", "start", "--no-follow"),
+            ("verify", "--min-rate", "0.9"),
         ):  # fmt: skip
             answer = cast.ctl("operator", *command)
             assert answer.returncode in {0, 1}, (command, answer.stderr)
@@ -104,6 +105,9 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
         assert monitor.xinfo_groups(INPUT)
     findings = json.loads(fleet.ctl("doctor", "--json").stdout)["findings"]
     assert not [one for one in findings if one["level"] == "error"]
+    for user, stream in (("millhand", "input"), ("operator", "enriched")):
+        trimmed = cast.ctl(user, "trim", "--stream", stream, "--older-than", "0s", "--yes")
+        assert trimmed.returncode == 0, trimmed.stderr
     assert fleet.terminate() == 0
     assert cast.refusals() <= {("millhand", "config|get"), ("millhand", "acl|dryrun")}, (
         "the doctor asks, and says that it may not"

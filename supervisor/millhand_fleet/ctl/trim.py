@@ -49,6 +49,8 @@ def trim(
     input.keep_s. Of the output nothing is ever deleted by itself: trim it where nobody else does. A record stays while
     its event stands in the input, and until every group that reads the output, if any, has acknowledged it.
 
+    Where Redis has the users of conf/users.acl, the fleet's own may trim the input, and the operator's the output.
+
     Exit code 0; 1 if the answer is no; 69 if Redis does not answer; 78 if it refuses.
 
     \b
@@ -96,7 +98,10 @@ def _with_redis(config: Config, work: Callable[["Redis"], Awaitable[int]]) -> in
     try:
         return asyncio.run(life())
     except exceptions.ResponseError as error:
-        leave(f"Redis refuses: {error}", "see redis.input_stream, and the rights of the user in redis.url")
+        leave(
+            f"Redis refuses: {error}",
+            "see the names of the streams in [redis], and what conf/users.acl gives to the user in redis.url",
+        )
     except RedisError as error:
         leave(
             f"Redis does not answer: {error}", remedy_for(error), "then the same command goes on", code=EX_UNAVAILABLE
