@@ -291,7 +291,7 @@ function doingOf(child) {
   else if (stats.at_the_gate) said.push("waits at the gate");
   else if (stats.in_hand > 0) said.push("works");
   else said.push(child.name.startsWith("worker-") ? "idle" : DUTIES[child.name]);
-  if (stats.oldest_s > 0) said.push(`oldest in hand ${span(stats.oldest_s)}`);
+  if (stats.oldest_s >= 1) said.push(`oldest in hand ${span(stats.oldest_s)}`);
   if (child.state === "ready" && child.restarts > 0 && child.last_exit) {
     said.push(`the one before ended with ${child.last_exit}`);
   }
