@@ -189,7 +189,7 @@ class Supervisor:
         if "worker" not in concerns:
             return {"rolling": None, "workers": 0}
         self._generation += 1
-        workers = sum(slot.child is not None for slot in self._slots.workers().values())
+        workers = self._slots.old_left(self._generation)
         self._rolling = what if workers else None
         self._tell.info("fleet.rolling", what=what, workers=workers)
         return {"rolling": self._rolling, "workers": workers}
@@ -263,12 +263,7 @@ class Supervisor:
         for name in [*self._slots.workers(), *map(worker_name, change.opened)]:
             self._ensure(name, lambda name=name: roles.worker(number_of(name)))  # type: ignore[misc]
         for slot in self._slots.workers().values():
-            if (
-                slot.child
-                and slot.told_pause != self._pause.value
-                and slot.child.line.send({"pause": self._pause.value})
-            ):
-                slot.told_pause = self._pause.value
+            slot.tell_pause(paused=self._pause.value)
 
     def _ensure(self, name: str, spec: Callable[[], Spec]) -> None:
         """Start a child in this slot if there is none and it is due."""
@@ -295,6 +290,7 @@ class Supervisor:
             del self._slots[name]
             return
         old = slot.generation < self._generation
+        slot.replaced = slot.is_old(self._generation)
         why = (self._rolling or "restart") if old else f"recycle: {slot.worn}" if slot.worn else "scale"
         self._send_away(slot.child, why, self._blueprint.drain_s)
 

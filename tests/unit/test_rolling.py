@@ -3,6 +3,7 @@
 import pytest
 from tests.unit.paper_fleet import DRAIN_S, NO_WEAR, PaperFleet
 
+from millhand.pulse import PAUSED
 from millhand_fleet.blueprint import RefusedError, Renewal
 from millhand_fleet.restarts import HEALTHY_AFTER_S, WEAR_AFTER_S, Wear
 from millhand_fleet.state import DesiredCount, OperatorPause, StateDir
@@ -65,6 +66,15 @@ def test_a_pause_is_told_to_every_worker_once(fleet: PaperFleet) -> None:
         "fleet.paused",
         "fleet.resumed",
     ]
+
+
+def test_what_a_worker_said_during_an_earlier_pause_does_not_count_for_the_next(fleet: PaperFleet) -> None:
+    """Or a drain would be over before it began."""
+    fleet.order("pause")
+    fleet["worker-1"].stats = {"waits_for": PAUSED, "in_hand": 0}
+    fleet.order("resume")
+    fleet.order("pause")
+    assert fleet["worker-1"].stats["waits_for"] is None
 
 
 def test_a_worker_that_is_born_during_a_pause_hears_of_it_first(fleet: PaperFleet) -> None:
@@ -181,6 +191,17 @@ def test_a_fleet_of_no_workers_has_nothing_to_roll(fleet: PaperFleet) -> None:
     for name in workers(fleet):
         fleet.die(name, 0)
     assert fleet.order("restart") == {"said": {"rolling": None, "workers": 0}}
+
+
+def test_who_drains_already_is_no_part_of_a_restart(fleet: PaperFleet) -> None:
+    fleet.order("scale", workers=1)
+    assert fleet.order("restart") == {"said": {"rolling": "restart", "workers": 1}}
+    assert picture(fleet)["rolling"] == {"what": "restart", "left": 1}
+    fleet.order("scale", workers=0)
+    for name in workers(fleet):
+        fleet.die(name, 0)
+    fleet.pass_time(1)
+    assert picture(fleet)["rolling"] is None
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------

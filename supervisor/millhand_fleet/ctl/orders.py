@@ -194,7 +194,12 @@ def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_js
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
     done = "replaced" if wait_s is not None else "replacing, one by one"
-    _tell(answer, f"{done}: {answer['workers']} workers{changed}", as_json=as_json)
+    text = (
+        f"{done}: {answer['workers']} workers{changed}"
+        if answer["workers"]
+        else f"taken over, no worker replaced{changed}"
+    )
+    _tell(answer, text, as_json=as_json)
 
 
 def _not_rolled(status: dict[str, Any]) -> NoReturn:
