@@ -52,13 +52,22 @@ def test_supervisord_opens_no_network_port() -> None:
     assert not _parser().has_section("inet_http_server")
 
 
+def test_the_systems_supervisord_treats_the_fleet_as_a_supervisord_of_its_own_does() -> None:
+    own, systems = dict(_program()), dict(_parser("millhand.supervisor.conf")["program:millhand"])
+    named_otherwise = {"command", "user", "environment", "directory", *(key for key in systems if "logfile" in key)}
+    for program in (own, systems):
+        for key in named_otherwise:
+            program.pop(key, None)
+    assert own == systems
+
+
 def _program() -> configparser.SectionProxy:
     return _parser()["program:millhand"]
 
 
-def _parser() -> configparser.RawConfigParser:
+def _parser(name: str = "supervisord.conf") -> configparser.RawConfigParser:
     parser = configparser.RawConfigParser()
-    parser.read(CONF / "supervisord.conf", encoding="utf-8")
+    parser.read(CONF / name, encoding="utf-8")
     return parser
 
 
