@@ -36,6 +36,7 @@ class Supervisor:
         self._slots = Slots()
         self._generation = 0  # a child of an earlier one is to be replaced
         self._rolling: str | None = None  # what for: restart, reload, recycle
+        self._others_left: dict[str, str] = {}  # janitor and desk, as long as their successors are not ready: who goes
         self._crash_loop = False
         self._stop_requested = self._reload_requested = False
         self._cleared = False  # the janitor has been through once: workers may read
@@ -182,17 +183,18 @@ class Supervisor:
                 return  # told already
 
     def _roll(self, what: str, concerns: frozenset[str]) -> dict[str, Any]:
-        """Have the children of these roles replaced: janitor and desk at once, the workers one by one."""
-        for name in concerns & {"janitor", "desk"}:
-            if child := self._slots.child(name):
-                self._send_away(child, what, SERVER_STOP_S)
-        if "worker" not in concerns:
+        """Have the children of these roles replaced: the workers one by one, then janitor and desk."""
+        others = ((name, self._slots.child(name)) for name in ("janitor", "desk") if name in concerns)
+        self._others_left |= {name: child.identity for name, child in others if child}
+        workers = 0
+        if "worker" in concerns:
+            self._generation += 1
+            workers = self._slots.old_left(self._generation)
+        if not workers and not self._others_left:
             return {"rolling": None, "workers": 0}
-        self._generation += 1
-        workers = self._slots.old_left(self._generation)
-        self._rolling = what if workers else None
+        self._rolling = what
         self._tell.info("fleet.rolling", what=what, workers=workers)
-        return {"rolling": self._rolling, "workers": workers}
+        return {"rolling": what, "workers": workers}
 
     def _on_ready(self, name: str, child: Child) -> None:
         self._tell.info("child.ready", name=name, pid=child.pid, after_s=round(child.lived_s, 2))
@@ -326,7 +328,7 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Tell when a rolling replacement is over, and when a crash loop begins and ends."""
-        if self._rolling and not self._slots.old_left(self._generation):
+        if self._rolling and not self._slots.old_left(self._generation) and self._others_are_new(self._rolling):
             self._tell.info("fleet.rolled", what=self._rolling)
             self._rolling, self._reported = None, 0.0
         janitor = self._slots.get("janitor", Slot())
@@ -336,6 +338,16 @@ class Supervisor:
             last = sorted({slot.last_exit for slot in self._slots.values() if slot.failures and slot.last_exit})
             tell = self._tell.error if loop else self._tell.info
             tell("fleet.crash_loop" if loop else "fleet.crash_loop_over", **({"last_exits": last} if loop else {}))
+
+    def _others_are_new(self, what: str) -> bool:
+        """Send janitor and desk away, if their turn has come; return whether their successors are ready."""
+        for name, old in list(self._others_left.items()):
+            child = self._slots.child(name)
+            if child and child.identity == old:
+                self._send_away(child, what, SERVER_STOP_S)
+            elif child and child.ready:
+                del self._others_left[name]
+        return not self._others_left
 
     def _report(self) -> None:
         """Measure the children, and give the desk a picture of them: after every change and every second."""
@@ -356,7 +368,7 @@ class Supervisor:
                 desk.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
 
     def _picture(self) -> dict[str, Any]:
-        left = self._slots.old_left(self._generation)
+        left = self._slots.old_left(self._generation) + len(self._others_left)
         return {
             "desired": self._desired.value,
             "pid": os.getpid(),

@@ -112,7 +112,7 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
 @as_json_option
 @click.pass_obj
 def restart(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> None:  # noqa: FBT001 - click's signature
-    """Replace the workers one by one, each only when its successor is ready; janitor and desk too.
+    """Replace the workers one by one, each only when its successor is ready; then janitor and desk.
 
     The supervisor stays: for a new version of millhand, stop the fleet and start it.
 
