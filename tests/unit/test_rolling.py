@@ -270,6 +270,13 @@ def test_a_reload_without_a_change_replaces_nobody(fleet: PaperFleet) -> None:
     assert fleet.stopping == set()
 
 
+def test_a_reload_without_a_change_leaves_a_restart_as_it_is(fleet: PaperFleet) -> None:
+    fleet.order("restart")
+    renewed(fleet, concerns=frozenset())
+    assert fleet.order("reload") == {"said": {"rolling": "restart", "workers": 0, "changed": []}}
+    assert picture(fleet)["rolling"] == {"what": "restart", "left": 5}
+
+
 def test_a_count_that_was_changed_in_the_configuration_holds_after_a_reload(fleet: PaperFleet, state: StateDir) -> None:
     fleet.order("scale", workers=2)
     renewed(fleet, "fleet.workers", workers=5, concerns=frozenset())

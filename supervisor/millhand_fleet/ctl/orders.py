@@ -187,7 +187,7 @@ def _not_drained(status: dict[str, Any]) -> NoReturn:
 def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_json: bool) -> None:
     """Tell of a rolling replacement that has begun; wait for its end, if so many seconds are given."""
     changed = f" ({', '.join(answer['changed'])})" if answer.get("changed") else ""
-    if answer["rolling"] is None and answer.get("changed") == []:
+    if answer.get("changed") == []:
         _tell(answer, "nothing has changed, so nothing is replaced", as_json=as_json)
         return
     if wait_s is not None:
