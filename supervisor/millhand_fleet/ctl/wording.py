@@ -30,6 +30,7 @@ class Process(NamedTuple):
     state: str
     pid: str
     up: str
+    mib: str
     restarts: str
     doing: str
 
@@ -143,7 +144,8 @@ def process(row: dict[str, Any]) -> Process:
     if row.get("last_exit") not in {None, GOOD_EXIT}:  # a child that was replaced on purpose ended well
         restarts += f", {plain(row['last_exit'])}"
     up = span(row["for_s"]) if "for_s" in row else ""
-    return Process(plain(row["name"]), plain(row["state"]), str(row.get("pid", "")), up, restarts, doing(row))
+    mib = "" if row.get("rss_mib") is None else f"{row['rss_mib']:.0f}"
+    return Process(plain(row["name"]), plain(row["state"]), str(row.get("pid", "")), up, mib, restarts, doing(row))
 
 
 def doing(row: dict[str, Any]) -> str:
