@@ -19,7 +19,7 @@ from tests.rig import HOST, eventually_async
 
 from millhand.stop import Stop
 from millhand_fleet import serving
-from millhand_fleet.serving import CONNECTIONS_MAX, DESCRIPTORS_SPARE, connections_max, serve
+from millhand_fleet.serving import CONNECTIONS_MAX, DESCRIPTORS_SPARE, Client, connections_max, serve
 
 LONG_REPLY = "x" * (32 << 20)  # more than the kernel keeps for a client that does not read
 ANSWER_S_MAX = 10.0
@@ -53,6 +53,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have as little patience with clients as a test has."""
     monkeypatch.setattr(serving, "REQUEST_S", SLOW_S)
     monkeypatch.setattr(serving, "UNREAD_S", SLOW_S)
+
+
+@pytest.fixture(autouse=True)
+def clients(monkeypatch: pytest.MonkeyPatch) -> list[Client]:
+    """Remember every connection."""
+    made: list[Client] = []
+    connection_made = Client.connection_made
+
+    def remember(client: Client, transport: asyncio.Transport) -> None:
+        connection_made(client, transport)
+        made.append(client)
+
+    monkeypatch.setattr(Client, "connection_made", remember)
+    return made
 
 
 @contextmanager
@@ -150,23 +164,25 @@ async def test_client_that_sends_its_next_request_before_the_answer_gets_one_ans
     writer.close()
 
 
-async def test_client_that_takes_its_time_between_requests_is_kept(sockets: Sockets) -> None:
-    """Prometheus asks every 15 s over one connection."""
+async def test_client_may_take_its_time_between_two_requests(sockets: Sockets, clients: list[Client]) -> None:
+    """Prometheus asks every 15 s over one connection: only what keeps a connection open while idle runs then."""
     reader, writer = await asyncio.open_connection(HOST, sockets.port)
     for _ in range(3):
         writer.write(GET)
         reply = await asyncio.wait_for(reader.readuntil(b"here"), ANSWER_S_MAX)
         assert reply.startswith(b"HTTP/1.1 200")
-        await asyncio.sleep(1.5 * SLOW_S)
+        await eventually_async(lambda: not clients[-1]._request_due.is_set)
+        assert not clients[-1]._reading_due.is_set
+    assert serving.IDLE_S > 15
     writer.close()
 
 
-async def test_client_that_does_not_read_its_answer_is_hung_up_on(sockets: Sockets) -> None:
+async def test_client_that_does_not_read_its_answer_is_hung_up_on(sockets: Sockets, clients: list[Client]) -> None:
     """F50: nor does its answer stay in memory."""
     reader, writer = await asyncio.open_connection(HOST, sockets.port, limit=1024)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(GET.replace(b"short", b"long"))
-    await asyncio.sleep(3 * SLOW_S)
+    await eventually_async(lambda: clients[-1] not in clients[-1].connections, what="the desk hangs up")
     writer.transport.resume_reading()  # type: ignore[attr-defined]
     assert len(await until_hung_up(reader)) < len(LONG_REPLY)
     writer.close()

@@ -23,8 +23,8 @@ RULE_TESTS = Path(__file__).with_name("alerts_test.yml")
 METRIC = re.compile(r"\b(?:millhand|redis)_[a-z_]+\b")
 
 
-def exported() -> set[str]:
-    """Return the names of all samples of a fleet with something of everything."""
+def exposition() -> str:
+    """Return the metrics of a fleet with something of everything."""
     worker = {"name": "worker-1", "state": "ready", "restarts": 1, "stats": {"in_hand": 1, "oldest_s": 2.0}}
     janitor = {"name": "janitor", "state": "ready", "restarts": 0, "stats": {"sweeps": 1, "sweep": {"examined": 1}}}
     snapshot = Snapshot(
@@ -37,8 +37,12 @@ def exported() -> set[str]:
         gate=GateView(tokens=1.0),
         keys=Keys.of(load(None, {})),
     )
-    text = render(snapshot, 0.0).decode()
-    return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    return render(snapshot, 0.0).decode()
+
+
+def exported() -> set[str]:
+    """Return the names of all its samples."""
+    return {sample.name for family in text_string_to_metric_families(exposition()) for sample in family.samples}
 
 
 def expressions() -> dict[str, str]:
@@ -87,20 +91,26 @@ def test_every_alarm_says_what_it_means_and_what_to_do() -> None:
         assert re.search(r"^          severity: (page|ticket)$", rule, re.MULTILINE), rule
 
 
-def promtool(*arguments: str | Path) -> None:
+def promtool(*arguments: str | Path, read: str = "") -> None:
     """Run Prometheus's own tool; skip where it is not installed, except in CI, which installs it."""
     program = shutil.which("promtool")
     if program is None:
         missing = "promtool is not installed; it comes with Debian's package `prometheus`"
         assert os.environ.get("CI") != "true", missing
         pytest.skip(missing)
-    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    command = [program, *arguments]
+    ran = subprocess.run(command, input=read, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_prometheus_takes_the_rules_and_the_scrape_example() -> None:
     promtool("check", "rules", ALERTS)
     promtool("check", "config", SCRAPE)
+
+
+def test_prometheus_finds_nothing_to_improve_in_our_metrics() -> None:
+    """Units, suffixes, help."""
+    promtool("check", "metrics", read=exposition())
 
 
 def test_the_alarms_go_off_when_they_should_and_not_before() -> None:

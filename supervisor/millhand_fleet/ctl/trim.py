@@ -14,6 +14,7 @@ from rich.console import Console
 
 from millhand.config import Config
 from millhand.keys import Keys
+from millhand.remedy import remedy_for
 from millhand.stream import RedisError, connect
 from millhand_fleet.ctl.selecting import age
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
@@ -102,4 +103,6 @@ def _with_redis(config: Config, work: Callable[["Redis"], Awaitable[int]]) -> in
             "see the names of the streams in [redis], and what conf/users.acl gives to the user in redis.url",
         )
     except RedisError as error:
-        leave(f"Redis does not answer: {error}", "see redis.url; the same command goes on", code=EX_UNAVAILABLE)
+        leave(
+            f"Redis does not answer: {error}", remedy_for(error), "then the same command goes on", code=EX_UNAVAILABLE
+        )
