@@ -113,7 +113,7 @@ def test_the_help_of_all_lists_each_command_with_its_first_sentence_and_the_exit
         assert sentence
         assert sentence in words
         assert " ".join((ALL[name].help or "").split()).startswith(sentence)
-    for code in (0, 1, 2, 69, 75, 78, 130):
+    for code in (0, 1, 2, 3, 69, 75, 78, 130):
         assert f"  {code}  " in shown
     assert "Its events:" in shown
 
