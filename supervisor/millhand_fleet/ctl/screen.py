@@ -10,11 +10,11 @@ from millhand_fleet.ctl.wording import Document, Fact, Process, headline, plain,
 
 COLOURS = {"ok": "green", "degraded": "yellow", "down": "red"}
 STATES = {"ready": "green", "restarting": "red"}  # all others are on the way to something: yellow
-HEADS = {"name": "process"}
+HEADS = {"name": "process", "mib": "MiB"}
 BULLET = "*"
 GAP = 2  # columns between two cells, and behind the last
 DOING = "doing"  # the last cell, and the one that may be long
-FROM_COLUMNS = {"pid": 90, "restarts": 60, "up": 50, "state": 40}  # how wide a screen has room for them
+FROM_COLUMNS = {"pid": 90, "mib": 100, "restarts": 60, "up": 50, "state": 40}  # how wide a screen has room for them
 
 
 def title(document: Document) -> Text:
