@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from millhand.address import redis_address
 from millhand.config import CONTROL_SOCKET, EMBEDDED, Config
 from millhand.errors import Unusable
 from millhand.log import logger
-from millhand.tasks.catalogue import chosen_tasks
 from millhand.worker import work
+from millhand_fleet.admission import require_usable
 from millhand_fleet.blueprint import Blueprint, Outside, Roles
 from millhand_fleet.child import Spec
 from millhand_fleet.desk import attend
@@ -60,8 +59,7 @@ def assemble(config: Config, read: Callable[[], Config], stop_wait_note: str | N
     `read` reads the configuration again, for a reload. Raises Unusable with what to change, FleetRunningError if
     another supervisor is there.
     """
-    chosen_tasks(config)
-    redis_address(config.redis)
+    require_usable(config)
     state = StateDir(config.state_dir)
     try:
         state.hold()

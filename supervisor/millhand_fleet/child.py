@@ -13,6 +13,7 @@ from typing import Any
 from millhand.pulse import HANG_LIMIT_S, Birth, Line
 
 KILL_AFTER_S = HANG_LIMIT_S + 5.0  # past the child's own watchdog, which leaves its stacks
+BIRTH_LIMIT_S = 60.0  # to the first beat: on a busy machine the imports alone may take long
 STACKS_CHARS_MAX = 16_384
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MIB = 1 << 20
@@ -40,6 +41,7 @@ class Child:
         self.spec = spec
         self.identity = f"{spec.consumer or spec.name}:{secrets.token_hex(4)}"
         self.born = self.last_beat = time.monotonic()
+        self.beaten = not spec.beats  # once, at least: its imports are over
         self.ready = False
         self.stats: dict[str, Any] = {}
         self.unusable: str | None = None
@@ -95,7 +97,7 @@ class Child:
         orders = []
         for message in self.line.receive():
             if "beat" in message:
-                self.last_beat, self.stats = time.monotonic(), message["beat"]
+                self.last_beat, self.stats, self.beaten = time.monotonic(), message["beat"], True
             elif "ready" in message:
                 self.ready = True
             elif "unusable" in message:
@@ -121,8 +123,9 @@ class Child:
             return None
         if self.kill_at is not None and now > self.kill_at:
             return "did not stop in time" + self._frozen()
-        if self.spec.beats and now - self.last_beat > KILL_AFTER_S:
-            return f"silent for {KILL_AFTER_S:g} s" + self._frozen()
+        limit_s = KILL_AFTER_S if self.beaten else BIRTH_LIMIT_S
+        if self.spec.beats and now - self.last_beat > limit_s:
+            return f"silent for {limit_s:g} s" + self._frozen()
         return None
 
     def kill(self) -> None:

@@ -1,7 +1,7 @@
 """Following output streams: every entry from a place on, as it is written, also past a restart of Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis import exceptions
@@ -53,7 +53,7 @@ def before(entry_id: str) -> str:
 
 async def follow(
     redis: "Redis", places: Mapping[str, str], tell: Callable[[str], None], *, ends: bool = False
-) -> AsyncIterator[Entry]:
+) -> AsyncGenerator[Entry, None]:
     """Yield the entries behind these places, for ever; with `ends` until there is none left.
 
     Tells when Redis goes away and when it is back. Raises RedisError where it refuses, or was never there.
@@ -61,6 +61,7 @@ async def follow(
     behind: dict[Any, Any] = dict(places)
     met = away = False
     while True:
+        _heed_cancelling()
         try:
             reply: Any = await redis.xread(behind, count=PAGE, block=None if ends else BLOCK_MS)
         except RedisError as error:
@@ -76,12 +77,26 @@ async def follow(
         if away:
             tell("Redis is back")
         met, away = True, False
-        entries = [Entry(key.decode(), name.decode(), fields) for key, rows in reply or () for name, fields in rows]
-        if ends and not entries:
+        if ends and not reply:
             return
-        for entry in sorted(entries, key=lambda entry: _order(entry.id)):
+        for entry in _in_order(reply or ()):
             behind[entry.stream] = entry.id
             yield entry
+
+
+def _heed_cancelling() -> None:
+    """Be cancelled, if that was asked for and lost: before Python 3.12, asyncio's wait_for under the client may."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _in_order(reply: Any) -> list[Entry]:
+    """Return the entries by their ids, up to where each stream is known: behind a full page there may be more."""
+    pages = [[Entry(key.decode(), name.decode(), fields) for name, fields in rows] for key, rows in reply]
+    known = min((_order(page[-1].id) for page in pages if len(page) == PAGE), default=(SEQUENCE_MAX, SEQUENCE_MAX))
+    entries = [entry for page in pages for entry in page if _order(entry.id) <= known]
+    return sorted(entries, key=lambda entry: _order(entry.id))
 
 
 def _is_refusal(error: BaseException) -> bool:

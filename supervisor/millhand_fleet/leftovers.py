@@ -34,6 +34,11 @@ def end_leftovers(state: StateDir) -> list[int]:
     return killed
 
 
+def is_orphan(pid: int, parent: int) -> bool:
+    """Whether a process lives, and has another parent than the one that started it: that one is gone."""
+    return pid > 0 and parent > 0 and _stat(pid)[1:2] not in ([], [str(parent)])
+
+
 def _remembered(state: StateDir) -> list[tuple[int, str]]:
     rows: Any = state.read(CHILDREN).get("children")
     with suppress(TypeError, ValueError):

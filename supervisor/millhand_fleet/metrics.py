@@ -62,6 +62,11 @@ class SnapshotCollector(Collector):
         for row in snapshot.children:
             restarts.add_metric([row["name"]], row["restarts"])
         yield restarts
+        dropped = CounterMetricFamily("millhand_log_dropped", "Log lines that nobody read in time.", labels=["child"])
+        for row in snapshot.children:
+            if (lines := row.get("stats", {}).get("log_dropped")) is not None:
+                dropped.add_metric([row["name"]], lines)
+        yield dropped
         working = [(row["name"], row.get("stats", {})) for row in snapshot.workers]
         in_hand = [(name, stats.get("in_hand", 0)) for name, stats in working]
         yield _labelled("worker_in_hand_events", "Events that a worker has in hand.", ("child",), in_hand)

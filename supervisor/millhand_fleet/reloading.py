@@ -7,7 +7,7 @@ import msgspec
 
 from millhand.config import EMBEDDED, SECTIONS, Config
 from millhand.errors import Unusable
-from millhand.tasks.catalogue import chosen_tasks
+from millhand_fleet.admission import require_usable
 from millhand_fleet.blueprint import Blueprint, RefusedError, Renewal
 
 EVERYBODY = frozenset({"worker", "janitor", "desk"})
@@ -40,7 +40,7 @@ class Reloader:
         """Return what has changed since the last time. Raises RefusedError with every problem, one a line."""
         try:
             config = self._read()
-            chosen_tasks(config)
+            require_usable(config)
         except Unusable as error:
             raise RefusedError("invalid", f"the configuration cannot be used; nothing has changed\n{error}") from error
         changed = changed_keys(self._config, config)

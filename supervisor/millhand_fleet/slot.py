@@ -53,10 +53,14 @@ class Slot:
             wear, events=events, rss_mib=self.rss_mib, lived_s=self.child.lived_s, jitter=self.wear_jitter
         )
 
+    def is_old(self, generation: int) -> bool:
+        """Whether its child is to be replaced."""
+        return self.generation < generation or self.worn is not None
+
     def as_worker(self, name: str, generation: int) -> Worker:
         """Return what decisions need to know of a worker's slot."""
         stats = self.child.stats if self.child else {}
-        old = self.child is not None and (self.generation < generation or self.worn is not None)
+        old = self.child is not None and self.is_old(generation)
         return Worker(number_of(name), self.state, stats.get("in_hand", 0), old)
 
     def row(self, name: str) -> dict[str, Any]:
@@ -68,6 +72,47 @@ class Slot:
             row |= {"rss_mib": round(self.rss_mib, 1)}
             row |= {"stats": {key: value for key, value in child.stats.items() if key not in NOT_IN_A_ROW}}
         return row
+
+
+class Slots(dict[str, Slot]):
+    """All slots by their names, in the order in which they were opened."""
+
+    def children(self) -> list[Child]:
+        """Return the children that are there."""
+        return [slot.child for slot in self.values() if slot.child is not None]
+
+    def child(self, name: str) -> Child | None:
+        """Return the child of this name, if it is there."""
+        slot = self.get(name)
+        return slot.child if slot else None
+
+    def workers(self) -> dict[str, Slot]:
+        """Return the workers' slots."""
+        return {name: slot for name, slot in self.items() if is_worker(name)}
+
+    def consumers(self) -> tuple[str, ...]:
+        """Return the identities of the workers that are there."""
+        return tuple(child.identity for child in self.children() if is_worker(child.spec.name))
+
+    def old_left(self, generation: int) -> int:
+        """Return how many workers are there that are to be replaced, or are just leaving for that."""
+        return sum(bool(slot.child) and slot.is_old(generation) for slot in self.workers().values())
+
+    def ready_workers(self) -> int:
+        """Return how many workers are ready."""
+        return sum(slot.state is State.READY for slot in self.workers().values())
+
+    def unborn_workers(self) -> int:
+        """Return how many workers have been started and have not given a sign of life yet."""
+        return sum(not child.beaten for child in self.children() if is_worker(child.spec.name))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what the desk shows of them, the workers last and by number."""
+        return [slot.row(name) for name, slot in sorted(self.items(), key=lambda item: number_of(item[0]))]
+
+    def counts(self) -> dict[str, Any]:
+        """Return what the children count, by identity. It is too much for a row."""
+        return {child.identity: child.stats["counts"] for child in self.children() if "counts" in child.stats}
 
 
 def shortened(row: dict[str, Any]) -> dict[str, Any]:

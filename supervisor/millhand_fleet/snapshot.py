@@ -124,6 +124,7 @@ class Observer:
         self._measurements = Measurements()
         self._history = History(keep_s=max(SUCCESS_OVER_S.values()))
         self._recent = Recent(self._redis, self._keys, show_payloads=config.desk.show_payloads)
+        self._config_is_forbidden = False  # asked again and again, it would fill the server's book of refusals
         self.heard = asyncio.Event()
         self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
 
@@ -165,6 +166,7 @@ class Observer:
             }
         except (*RedisError, KeyError, Unusable) as error:
             redis, seen = RedisView(error=str(error) or type(error).__name__), {}  # the last numbers stay
+            self._config_is_forbidden = False
             if is_stale(error):
                 await self._redis.connection_pool.disconnect()
         self.snapshot = msgspec.structs.replace(self.snapshot, taken_at=time.monotonic(), redis=redis, **seen)
@@ -230,15 +232,17 @@ class Observer:
         return flow_of(self._history, unsettled)
 
     async def _promises(self) -> tuple[str, str]:
-        """Return what an acknowledged write survives, and the eviction policy. CONFIG may be forbidden."""
-        try:
-            config = await self._redis.config_get("append*", "maxmemory-policy")
-        except exceptions.ResponseError:
-            return "unknown", "unknown"
-        eviction = str(config.get("maxmemory-policy", "unknown"))
-        if config.get("appendonly") != "yes":
+        """Return what an acknowledged write survives, and the eviction policy. CONFIG may be forbidden, INFO is not."""
+        eviction = str((await self._redis.info("memory")).get("maxmemory_policy", "unknown"))
+        if not (await self._redis.info("persistence")).get("aof_enabled"):
             return "none", eviction
-        return "durable" if config.get("appendfsync") == "always" else f"weak: {config.get('appendfsync')}", eviction
+        try:
+            fsync = None if self._config_is_forbidden else (await self._redis.config_get("appendfsync"))["appendfsync"]
+        except exceptions.ResponseError:
+            self._config_is_forbidden = True
+        if self._config_is_forbidden:
+            return "unknown", eviction
+        return "durable" if fsync == "always" else f"weak: {fsync}", eviction
 
 
 def _totals(totals: dict[str, int]) -> dict[str, Any]:

@@ -20,7 +20,12 @@ LOCK_WAIT_S = 1.0  # `held` takes the lock for a moment
 
 
 class FleetRunningError(Exception):
-    """Another supervisor holds this state directory."""
+    """Another supervisor holds this state directory: `holder`, which `parent` has started; 0 where not known."""
+
+    def __init__(self, message: str, holder: int = 0, parent: int = 0) -> None:
+        super().__init__(message)
+        self.holder = holder
+        self.parent = parent
 
 
 class StateDir:
@@ -36,14 +41,16 @@ class StateDir:
         self.path.chmod(0o700)
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _locked(descriptor):
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            holder, parent = _two_numbers(os.read(descriptor, 32))
             os.close(descriptor)
             raise FleetRunningError(
                 f"a fleet is already running here (process {holder}, state directory {self.path}): stop it with "
-                "`worker-ctl stop`, or give this one another fleet.name or fleet.state_dir"
+                "`worker-ctl stop`, or give this one another fleet.name or fleet.state_dir",
+                holder,
+                parent,
             )
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        os.write(descriptor, f"{os.getpid()} {os.getppid()}\n".encode())
         self._lock = descriptor
 
     def held(self) -> bool:
@@ -121,6 +128,12 @@ class OperatorPause:
         """Change it, on disk first, so that it survives. Raises OSError, and keeps the old."""
         self._state.write(PAUSE, {"paused": paused})
         self.value = paused
+
+
+def _two_numbers(text: bytes) -> tuple[int, int]:
+    numbers = [int(word) for word in text.split() if word.isdigit()]
+    first, second, *_ = [*numbers, 0, 0]
+    return first, second
 
 
 def _locked(descriptor: int) -> bool:

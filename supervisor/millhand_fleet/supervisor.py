@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
@@ -12,14 +12,15 @@ from millhand.pulse import MESSAGE_BYTES_MAX
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError
 from millhand_fleet.child import Child, Spec
 from millhand_fleet.restarts import Wear, after_exit
-from millhand_fleet.slot import Slot, exit_text, is_worker, number_of, shortened, worker_name
+from millhand_fleet.slot import Slot, Slots, exit_text, is_worker, number_of, shortened, worker_name
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, OperatorPause
-from millhand_fleet.states import State, converge, in_crash_loop
+from millhand_fleet.states import converge, in_crash_loop
 
 TICK_S = 0.25
 REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
+STARTS_AT_ONCE = max(4, 2 * len(os.sched_getaffinity(0)))  # workers that import: more would only make all of them late
 ANSWER_CHARS_MAX = MESSAGE_BYTES_MAX // 8  # of an answer's text, whatever its characters take
 
 
@@ -32,7 +33,7 @@ class Supervisor:
         self._pause = pause
         self._outside = outside
         self._tell = outside.tell
-        self._slots: dict[str, Slot] = {}
+        self._slots = Slots()
         self._generation = 0  # a child of an earlier one is to be replaced
         self._rolling: str | None = None  # what for: restart, reload, recycle
         self._crash_loop = False
@@ -82,8 +83,11 @@ class Supervisor:
 
     def _wait(self) -> None:
         """Sleep until something happens, or a tick has passed."""
-        lines = [child.line.end for child in self._children() if not child.line.closed]
-        wait([*lines, *(child.sentinel for child in self._children())], timeout=TICK_S)
+        lines = [child.line.end for child in self._slots.children() if not child.line.closed]
+        try:
+            wait([*lines, *(child.sentinel for child in self._slots.children())], timeout=TICK_S)
+        except OSError:  # more descriptors than we may have now: poll(2) refuses, and we look without it
+            time.sleep(TICK_S)
 
     # -- obey -------------------------------------------------------------------------------------------------------
 
@@ -180,12 +184,12 @@ class Supervisor:
     def _roll(self, what: str, concerns: frozenset[str]) -> dict[str, Any]:
         """Have the children of these roles replaced: janitor and desk at once, the workers one by one."""
         for name in concerns & {"janitor", "desk"}:
-            if (slot := self._slots.get(name)) and slot.child:
-                self._send_away(slot.child, what, SERVER_STOP_S)
+            if child := self._slots.child(name):
+                self._send_away(child, what, SERVER_STOP_S)
         if "worker" not in concerns:
             return {"rolling": None, "workers": 0}
         self._generation += 1
-        workers = sum(slot.child is not None for slot in self._workers().values())
+        workers = sum(slot.child is not None for slot in self._slots.workers().values())
         self._rolling = what if workers else None
         self._tell.info("fleet.rolling", what=what, workers=workers)
         return {"rolling": self._rolling, "workers": workers}
@@ -237,7 +241,7 @@ class Supervisor:
         return delay_s
 
     def _kill_overdue(self) -> None:
-        for child in self._children():
+        for child in self._slots.children():
             if reason := child.overdue():
                 self._tell.error("child.killed", name=child.spec.name, pid=child.pid, reason=reason)
                 child.kill()
@@ -249,16 +253,16 @@ class Supervisor:
         roles = self._blueprint.roles
         for spec in (*roles.servers, roles.desk):
             self._ensure(spec.name, lambda spec=spec: spec)  # type: ignore[misc]
-        self._ensure("janitor", lambda: roles.janitor(self._living_consumers()))
+        self._ensure("janitor", lambda: roles.janitor(self._slots.consumers()))
         if not self._cleared:
             return
-        states = [slot.as_worker(name, self._generation) for name, slot in self._workers().items()]
+        states = [slot.as_worker(name, self._generation) for name, slot in self._slots.workers().items()]
         change = converge(states, self._desired.value)
         for number in change.closed:
             self._close(worker_name(number))
-        for name in [*self._workers(), *map(worker_name, change.opened)]:
+        for name in [*self._slots.workers(), *map(worker_name, change.opened)]:
             self._ensure(name, lambda name=name: roles.worker(number_of(name)))  # type: ignore[misc]
-        for slot in self._workers().values():
+        for slot in self._slots.workers().values():
             if (
                 slot.child
                 and slot.told_pause != self._pause.value
@@ -270,6 +274,8 @@ class Supervisor:
         """Start a child in this slot if there is none and it is due."""
         slot = self._slots.setdefault(name, Slot())
         if slot.child is not None or time.monotonic() < slot.not_before:
+            return
+        if is_worker(name) and self._slots.unborn_workers() >= STARTS_AT_ONCE:
             return
         try:
             child = Child(spec())
@@ -299,7 +305,7 @@ class Supervisor:
 
     def _remember(self) -> None:
         """Keep the children's numbers for the next supervisor, in case this one is killed."""
-        pids = {child.pid for child in self._children()}
+        pids = {child.pid for child in self._slots.children()}
         if pids != self._remembered:
             self._remembered = pids
             with suppress(OSError):
@@ -313,7 +319,7 @@ class Supervisor:
             (SERVER_STOP_S, lambda _: True),
         )
         for within_s, belongs in groups:
-            children = [child for child in self._children() if belongs(child.spec.name)]
+            children = [child for child in self._slots.children() if belongs(child.spec.name)]
             for child in children:
                 self._send_away(child, "stop", within_s)
             if children:
@@ -324,20 +330,16 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Tell when a rolling replacement is over, and when a crash loop begins and ends."""
-        if self._rolling and not self._old_left():
+        if self._rolling and not self._slots.old_left(self._generation):
             self._tell.info("fleet.rolled", what=self._rolling)
             self._rolling, self._reported = None, 0.0
         janitor = self._slots.get("janitor", Slot())
-        loop = in_crash_loop([slot.failures for slot in self._workers().values()], janitor.failures)
+        loop = in_crash_loop([slot.failures for slot in self._slots.workers().values()], janitor.failures)
         if loop != self._crash_loop:
             self._crash_loop, self._reported = loop, 0.0
             last = sorted({slot.last_exit for slot in self._slots.values() if slot.failures and slot.last_exit})
             tell = self._tell.error if loop else self._tell.info
             tell("fleet.crash_loop" if loop else "fleet.crash_loop_over", **({"last_exits": last} if loop else {}))
-
-    def _old_left(self) -> int:
-        workers = self._workers().values()
-        return sum(bool(slot.child and (slot.generation < self._generation or slot.worn)) for slot in workers)
 
     def _report(self) -> None:
         """Measure the children, and give the desk a picture of them: after every change and every second."""
@@ -347,34 +349,34 @@ class Supervisor:
         self._reported = now
         for name, slot in self._slots.items():
             slot.measure(self._blueprint.wear if is_worker(name) else Wear())
-        if not self._rolling and self._old_left():
+        if not self._rolling and self._slots.old_left(self._generation):
             self._rolling = "recycle"
         self._outside.notify.status(self._in_a_line())
-        if (desk := self._slots.get("desk")) and desk.child:
+        if desk := self._slots.child("desk"):
             picture = self._picture()
-            if not desk.child.line.send({"fleet": picture}):
-                desk.child.line.send({"fleet": {**picture, "children": list(map(shortened, picture["children"]))}})
-            if counts := {
-                child.identity: child.stats["counts"] for child in self._children() if "counts" in child.stats
-            }:
-                desk.child.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
+            if not desk.line.send({"fleet": picture}):
+                desk.line.send({"fleet": {**picture, "children": list(map(shortened, picture["children"]))}})
+            if counts := self._slots.counts():
+                desk.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
 
     def _picture(self) -> dict[str, Any]:
-        in_order = sorted(self._slots.items(), key=lambda item: number_of(item[0]))
+        left = self._slots.old_left(self._generation)
         return {
             "desired": self._desired.value,
             "pid": os.getpid(),
             "paused": self._pause.value,
             "crash_loop": self._crash_loop,
-            "rolling": {"what": self._rolling, "left": self._old_left()} if self._rolling else None,
+            "rolling": {"what": self._rolling, "left": left} if self._rolling else None,
             "stop_wait_note": self._outside.stop_wait_note,
-            "children": [slot.row(name) for name, slot in in_order],
+            "children": self._slots.rows(),
         }
 
     def _in_a_line(self) -> str:
-        ready = sum(slot.state is State.READY for slot in self._workers().values())
         words = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
-        said = [f"{ready} of {self._desired.value} workers ready", *(word for word, so in words.items() if so)]
+        said = [
+            f"{self._slots.ready_workers()} of {self._desired.value} workers ready",
+            *(word for word, so in words.items() if so),
+        ]
         return ", ".join([*said, f"rolling {self._rolling}"] if self._rolling else said)
 
     def _answer(self) -> None:
@@ -383,15 +385,5 @@ class Supervisor:
         self._answers.clear()
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
-        janitor = self._slots.get("janitor")
-        if janitor is not None and janitor.child is not None:
-            janitor.child.line.send(message)
-
-    def _living_consumers(self) -> tuple[str, ...]:
-        return tuple(child.identity for child in self._children() if is_worker(child.spec.name))
-
-    def _workers(self) -> dict[str, Slot]:
-        return {name: slot for name, slot in self._slots.items() if is_worker(name)}
-
-    def _children(self) -> Iterator[Child]:
-        return iter([slot.child for slot in self._slots.values() if slot.child is not None])
+        if janitor := self._slots.child("janitor"):
+            janitor.line.send(message)

@@ -1,4 +1,4 @@
-"""Trimming the input by hand: what every group has acknowledged, older than so much, as the janitor does by itself."""
+"""Trimming by hand: finished input, as the janitor does by itself, and records of the output that nobody needs."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from millhand.keys import Keys
 
 PIECE = 1000  # entries a call, so that the server is never held up for long
+RECORDS = 100  # a call, each of which is looked at
 
 
 async def trim(redis: "Redis", keys: "Keys", keep_s: float, tell: Callable[[int], None]) -> int:
@@ -35,6 +36,25 @@ async def foresee(redis: "Redis", keys: "Keys", keep_s: float) -> int:
     until = before(_spelled(first_kept))
     while True:
         count, last = await script(keys=[keys.input], args=[after, until, PIECE])
+        if not count:
+            return total
+        total, after = total + count, last.decode()
+
+
+async def trim_output(redis: "Redis", keys: "Keys", keep_s: float, tell: Callable[[int], None]) -> int:
+    """Delete older records whose events have left the input, and that every group has acknowledged; likewise."""
+    script, trimmed = Script(redis, "trim_output"), 0
+    while piece := (await script(keys=[keys.output, keys.input], args=[keep_s * 1000, RECORDS, ""]))[0]:
+        trimmed += piece
+        tell(trimmed)
+    return trimmed
+
+
+async def foresee_output(redis: "Redis", keys: "Keys", keep_s: float) -> int:
+    """Return how many records `trim_output` would delete now. Raises RedisError."""
+    script, after, total = Script(redis, "trim_output"), BEGINNING, 0
+    while True:
+        count, last = await script(keys=[keys.output, keys.input], args=[keep_s * 1000, RECORDS, after])
         if not count:
             return total
         total, after = total + count, last.decode()

@@ -60,7 +60,7 @@ def test_a_machine_with_five_things_wrong_gets_a_remedy_for_each(
         "streams type": "redis.dead_letter_stream",
         "model model": "ollama pull fake:2b",
         "files state directory": "chmod 700",
-        "supervision stop": "set stopwaitsecs to 37",
+        "supervision stop": "set stopwaitsecs to 24",
     }
     told = remedies(found)
     assert {name for name, text in expected.items() if text not in told.get(name, "")} == set(), told

@@ -79,9 +79,13 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
         requeued = cast.ctl("operator", "dead", "requeue", "--reason", "invalid_answer")
         assert b"requeued: 1" in requeued.stdout, requeued.stderr
         eventually(lambda: any(record[b"redrives"] == b"1" for record in streams.dead()), 30)
-        for command in (("dead", "list"), ("dead", "export"), ("compare", "--repeats")):
+        for command in (
+            ("dead", "list"), ("dead", "export"), ("compare", "--repeats"), ("trim", "--older-than", "0s", "--yes"),
+            ("tail", "--from", "start", "--no-follow"), ("tail", "--dead", "--from", "start", "--no-follow"),
+            ("verify", "--min-rate", "0.9"),
+        ):  # fmt: skip
             answer = cast.ctl("operator", *command)
-            assert answer.returncode in {0, 1}, answer.stderr
+            assert answer.returncode in {0, 1}, (command, answer.stderr)
         dropped = cast.ctl("operator", "dead", "drop", "--all", "--yes")
         assert dropped.returncode == 0, dropped.stderr
         eventually(lambda: admin.xlen(DEAD) == 0)
@@ -99,8 +103,15 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
     assert status["redis"]["durability"] == "unknown", "nobody may ask for it, which is no error"
     with cast.client("monitor") as monitor:
         assert monitor.xinfo_groups(INPUT)
+    findings = json.loads(fleet.ctl("doctor", "--json").stdout)["findings"]
+    assert not [one for one in findings if one["level"] == "error"]
+    for user, stream in (("millhand", "input"), ("operator", "enriched")):
+        trimmed = cast.ctl(user, "trim", "--stream", stream, "--older-than", "0s", "--yes")
+        assert trimmed.returncode == 0, trimmed.stderr
     assert fleet.terminate() == 0
-    assert cast.refusals() <= {("millhand", "config|get")}
+    assert cast.refusals() <= {("millhand", "config|get"), ("millhand", "acl|dryrun")}, (
+        "the doctor asks, and says that it may not"
+    )
 
 
 def test_a_fleet_whose_user_lacks_a_right_says_which_and_where_rights_are_given(

@@ -4,33 +4,38 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
-from tests.fleet.conftest import BIN, PROJECT, RunningFleet, gone
+from tests.fleet.conftest import BIN, PROJECT, RunningFleet, Streams, gone
 from tests.rig import eventually
 
 
 class Supervisord:
     """supervisord in the foreground, in a project folder whose parts are links to the real one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], stopwaitsecs: int = 45) -> None:
         conf = folder / "conf"
         conf.mkdir()
         for file in (PROJECT / "conf").iterdir():
             (conf / file.name).symlink_to(file)
         (conf / "supervisord.conf").unlink()
-        (conf / "supervisord.conf").write_bytes((PROJECT / "conf" / "supervisord.conf").read_bytes())
+        shipped = (PROJECT / "conf" / "supervisord.conf").read_text(encoding="utf-8")
+        assert "stopwaitsecs=45\n" in shipped
+        (conf / "supervisord.conf").write_text(shipped.replace("stopwaitsecs=45\n", f"stopwaitsecs={stopwaitsecs}\n"))
         (folder / ".venv").mkdir()
         (folder / ".venv" / "bin").symlink_to(BIN)
-        self.fleet = RunningFleet(folder, {})
+        self.fleet = RunningFleet(folder, environment)
         self.folder = folder
-        with self.fleet.log_file.open("wb") as log:
+        self.start()
+
+    def start(self) -> None:
+        with self.fleet.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN / "supervisord", "-c", conf / "supervisord.conf"],
-                env=self.fleet.environment, cwd=folder, stdout=log, stderr=log,
+                [BIN / "supervisord", "-c", self.folder / "conf" / "supervisord.conf"],
+                env=self.fleet.environment, cwd=self.folder, stdout=log, stderr=log,
             )  # fmt: skip
 
     def family(self) -> list[psutil.Process]:
@@ -57,7 +62,7 @@ class Supervisord:
 
 @pytest.fixture
 def supervisord(tmp_path: Path) -> Iterator[Supervisord]:
-    supervisord = Supervisord(tmp_path)
+    supervisord = Supervisord(tmp_path, {})
     yield supervisord
     supervisord.end()
 
@@ -86,3 +91,37 @@ def test_supervisord_runs_the_fleet_brings_it_back_and_stops_it_whole(supervisor
     supervisord.process.terminate()
     assert supervisord.process.wait(60) == 0
     eventually(lambda: gone(family), 3)
+
+
+@pytest.fixture
+def hasty(fleet: RunningFleet) -> Iterator[Supervisord]:
+    """Run a fleet under a supervisord that does not wait long enough for it."""
+    environment = {key: value for key, value in fleet.environment.items() if key.startswith("MILLHAND_")}
+    supervisord = Supervisord(fleet.folder, environment, stopwaitsecs=3)
+    yield supervisord
+    supervisord.end()
+
+
+def test_a_fleet_whose_supervisord_was_killed_goes_on_and_makes_room_for_the_next_ones(
+    hasty: Supervisord, streams: Streams
+) -> None:
+    """F13: kill -9 of supervisord; and it is told where supervisord would kill the fleet before it has drained."""
+    first = eventually(hasty.supervisor_pid, 60)
+    status = hasty.fleet.status()
+    assert status is not None
+    assert "stopwaitsecs in supervisord's configuration is 3 s" in status["stop_wait_note"]
+    assert hasty.fleet.told("fleet.stop_wait_too_short")[0]["detail"] == status["stop_wait_note"]
+
+    streams.produce(100, "event {n} [[fake delay=0.2]]")
+    hasty.process.kill()
+    hasty.process.wait(10)
+    family = psutil.Process(first).children(recursive=True)
+    eventually(lambda: len(streams.enriched()) >= 20, 30)
+    assert not gone(family)
+    hasty.start()
+    second = eventually(lambda: (pid := hasty.supervisor_pid()) != first and pid, 60)
+    assert second in {process.pid for process in hasty.family()}
+    assert [record["pid"] for record in hasty.fleet.told("fleet.taken_over")] == [first]
+    assert gone(family)
+    eventually(lambda: streams.settled_once(100), 60)
+    assert not streams.dead()

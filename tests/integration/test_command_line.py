@@ -6,26 +6,31 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
-from tests.rig import free_port
+from tests.rig import RedisServer, config_for, free_port
 
-from millhand.config import Config
-from millhand_fleet.ctl import desk_client
+from millhand.config import EMBEDDED, Config
+from millhand.keys import Keys
+from millhand_fleet.ctl import demo, desk_client
 from millhand_fleet.ctl.main import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
 
 WORKER_CTL = [sys.executable, "-m", "millhand_fleet.ctl.main"]
 EX_UNAVAILABLE, EX_CONFIG, EX_USAGE = 69, 78, 2
 HEAVY = {"redis", "httpx", "uvicorn", "starlette", "hiredis"}
 TELLS_CODES = {  # whose exit codes say more than done or failed
-    "status", "top", "produce", "tail", "trim", "verify", "compare", "demo", "config check", "dead show",
-    "dead requeue", "dead drop",
+    "status", "top", "scale", "pause", "drain", "restart", "reload", "produce", "tail", "trim", "verify", "compare",
+    "doctor", "demo", "config check", "dead show", "dead requeue", "dead drop",
 }  # fmt: skip
-ASK_THE_DESK = [["status"], ["status", "--json"], ["top", "--once"], ["scale", "3"], ["stop"]]
+ASK_THE_DESK = [
+    ["status"], ["status", "--json"], ["top", "--once"], ["scale", "3"], ["scale", "-1", "--json"], ["stop"], ["pause"],
+    ["resume"], ["drain"], ["restart"], ["reload", "--wait"],
+]  # fmt: skip
 ASK_REDIS = [
     ["tail"], ["tail", "--from", "start", "--no-follow", "--json"], ["trim", "--yes"], ["trim", "--dry-run"],
     ["verify"], ["verify", "--json", "--wait", "1"], ["compare", "1-1", "2-1"], ["produce", "--json"],
@@ -40,6 +45,7 @@ WRONG = [
     (["dead", "list", "--reason", "timeot"], "Did you mean 'timeout'?"),
     (["dead", "drop", "--all"], "give --yes"),
     (["trim"], "give --yes"),
+    (["trim", "--yes", "--stream", "enriched"], "--older-than 30d"),
     (["compare", "1-1"], "two ids"),
     (["completion", "tcsh"], "'bash', 'zsh', 'fish'"),
     (["top"], "status --json"),
@@ -107,7 +113,7 @@ def test_the_help_of_all_lists_each_command_with_its_first_sentence_and_the_exit
         assert sentence
         assert sentence in words
         assert " ".join((ALL[name].help or "").split()).startswith(sentence)
-    for code in (0, 1, 2, 69, 75, 78, 130):
+    for code in (0, 1, 2, 3, 69, 75, 78, 130):
         assert f"  {code}  " in shown
     assert "Its events:" in shown
 
@@ -252,6 +258,68 @@ def test_a_sign_that_the_terminal_cannot_show_ends_nothing(environment: dict[str
     assert "mühle-\\u2026-\\u20ac.toml: good" in answer.stdout
     posix = spawned({**environment, "LC_ALL": "C", "LANG": ""}, "--config", str(file), "config", "check")
     assert (posix.returncode, posix.stderr) == (0, "")
+
+
+def test_what_came_of_a_command_can_be_had_as_json(environment: dict[str, str], redis_url: str) -> None:
+    environment["MILLHAND_REDIS_URL"] = redis_url
+
+    def told(exit_code: int, *arguments: str) -> Any:
+        answer = run(environment, *arguments, stdin='{"text": "a"}\nno json\n')
+        assert answer.exit_code == exit_code, answer.output
+        return json.loads(answer.stdout)
+
+    assert told(1, "produce", "--json") == {"written": 1, "refused": 1}
+    report = told(1, "verify", "--json")
+    assert (report["input_count"], report["passed"], report["reasons"]) == (1, False, ["no event was enriched"])
+    assert told(0, "trim", "--dry-run", "--json") == {"would_trim": 0}
+    assert told(0, "trim", "--yes", "--stream", "enriched", "--older-than", "0s", "--json") == {"trimmed": 0}
+    assert told(0, "dead", "drop", "--all", "--yes", "--json") == {"dropped": 0, "by_reason": {}, "dry_run": False}
+    requeued = {"requeued": 0, "refused": 0, "gone": 0, "dry_run": True}
+    assert told(0, "dead", "requeue", "--all", "--dry-run", "--json") == requeued
+
+
+def test_verify_says_in_words_what_is_proven_and_waits_no_longer_than_it_has_to(
+    environment: dict[str, str], redis_server: RedisServer, redis_url: str
+) -> None:
+    """Two of three events are enriched; then the third is settled while it waits."""
+    environment["MILLHAND_REDIS_URL"] = redis_url
+    keys = Keys.of(config_for(redis_url))
+    with redis_server.client() as client:
+        client.xgroup_create(keys.input, keys.group, "0", mkstream=True)
+        ids = [client.xadd(keys.input, {"data": "{}"}).decode() for _ in range(3)]
+        client.xreadgroup(keys.group, "c", {keys.input: ">"})
+        enriched = '{"ai_enrichment":{"spam":{"is":true}}}'
+        for entry_id in ids[:2]:
+            client.xadd(keys.output, {"src": entry_id, "data": enriched})
+            client.xack(keys.input, keys.group, entry_id)
+        early = run(environment, "verify", "--wait", "0.1")
+        assert early.exit_code == 1
+        assert "waiting       1 (1 delivered, 0 not yet)" in early.stdout
+        assert early.stdout.splitlines()[-1] == "not proven: the enrichment rate 0.6667 is below 0.95"
+        client.xadd(keys.output, {"src": ids[2], "data": enriched})
+        client.xack(keys.input, keys.group, ids[2])
+    late = run(environment, "verify", "--wait", "3600")
+    assert late.exit_code == 0
+    assert late.stdout.splitlines() == [
+        "events        3",
+        "enriched      3 (100.00%)",
+        "dead letters  0",
+        "doubled       0",
+        "proven",
+    ]
+
+
+def test_the_demo_brings_its_events_along_and_leaves_the_fleets_in_earnest_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It writes events, so no variable that names some other Redis may reach it."""
+    monkeypatch.setenv("MILLHAND_REDIS_URL", "redis://production/0")
+    monkeypatch.setenv("MILLHAND_FLEET_NAME", "production")
+    config = demo._prepared(tmp_path / "demo")
+    assert (config.redis.url, config.model.url, config.fleet.name) == (EMBEDDED, EMBEDDED, "demo")
+    assert not [name for name in demo._environment() if name.startswith("MILLHAND_")]
+    events = resources.files("millhand_fleet").joinpath(demo.EVENTS).read_bytes().splitlines()
+    assert len(events) == 60
 
 
 def test_colour_is_for_terminals_that_want_it(environment: dict[str, str]) -> None:

@@ -3,16 +3,20 @@
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from tests.conftest import StartRedis
 from tests.rig import NOBODY, RedisServer, free_port
+from tests.roles import address_of, password_of, write_users
 
 from millhand.config import Config
 from millhand.keys import Keys
+from millhand.stream import connect
 from millhand_fleet.doctor import examination
 from millhand_fleet.doctor.examination import examine
 from millhand_fleet.doctor.finding import Finding, Level
+from millhand_fleet.doctor.permissions import refused_to
 from scripts.fake_ollama import FakeOllama
 
 if TYPE_CHECKING:
@@ -95,7 +99,7 @@ async def test_a_server_that_hangs_is_given_up(start_redis: StartRedis, examined
 async def test_a_wrong_password_is_named_and_not_shown(start_redis: StartRedis, examined: Examine) -> None:
     server = start_redis({"requirepass": "right"})
     found = await examined(REDIS_URL=server.url.replace("//", "//:wr0ng@"))
-    assert "the right user and password" in found.one("Redis", "answers").remedy
+    assert "the right user" in found.one("Redis", "answers").remedy
     assert "wr0ng" not in str(found.findings)
 
 
@@ -104,6 +108,21 @@ async def test_an_address_that_is_none_is_a_finding(examined: Examine, url: str)
     found = await examined(REDIS_URL=url)
     assert "redis.url" in found.one("Programs", "configuration").found
     assert found.one("Redis", "answers").level is Level.ERROR
+
+
+async def test_a_server_that_speaks_no_tls_is_named(examined: Examine, redis_url: str) -> None:
+    found = await examined(REDIS_URL=redis_url.replace("redis://", "rediss://"))
+    assert "TLS" in found.one("Redis", "answers").remedy
+
+
+async def test_a_password_file_that_cannot_be_used_is_named(examined: Examine, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s3cret\n")
+    file.chmod(0o644)
+    found = await examined(REDIS_PASSWORD_FILE=str(file))
+    assert "can be read by everybody" in found.one("Programs", "configuration").found
+    assert "redis.password_file" in found.one("Redis", "answers").found
+    assert "s3cret" not in str(found.findings)
 
 
 async def test_what_a_user_may_not_do_is_listed(start_redis: StartRedis, examined: Examine) -> None:
@@ -120,6 +139,22 @@ async def test_what_a_user_may_not_do_is_listed(start_redis: StartRedis, examine
     assert "appendfsync is unknown" in found.one("Redis", "durability").found
     found = await examined(REDIS_URL=server.url.replace("//", "//deaf:pw@"))
     assert found.one("Redis", "permissions").level is Level.NOTE
+
+
+async def test_the_rights_of_the_shipped_users_are_all_that_a_fleet_needs(examined: Examine, tmp_path: Path) -> None:
+    """The list that the doctor asks for, and conf/users.acl, are written by hand, each in its place."""
+    with RedisServer({**DURABLE, **write_users(tmp_path)}, admin="admin") as server:
+        admin = connect(address_of(f"admin:{quote(password_of('admin'))}", server.url))
+        assert await refused_to(admin, "millhand", KEYS) == ()
+        assert await refused_to(admin, "producer", KEYS) != ()
+        await admin.aclose()
+        for user in ("millhand", "operator"):
+            found = await examined(REDIS_URL=address_of(user, server.url), REDIS_PASSWORD=password_of(user))
+            wrong = {name for name in found.at(Level.ERROR) | found.at(Level.WARNING) if name[:3] in {"Red", "Str"}}
+            assert wrong <= {"Redis latency"}
+            assert found.one("Redis", "permissions").level is Level.NOTE
+            assert "unknown" in found.one("Redis", "durability").found
+            assert password_of(user) not in str(found.findings)
 
 
 async def test_a_replica_is_told_from_its_primary(

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 SPEAKER = """
 import logging, sys, warnings
 from millhand.config import Log
@@ -17,6 +19,31 @@ except ZeroDivisionError as error:
 logging.getLogger("uvicorn.error").warning("Invalid HTTP\\nrequest")
 warnings.warn("old", stacklevel=1)
 """
+
+
+FLOODED = """
+import sys
+from millhand.config import Log
+from millhand.log import configure, dropped, logger
+configure(Log(format="json", level=sys.argv[1]), "worker-1")
+for n in range(500):
+    logger().warning("event.settled", id=str(n))
+    assert dropped() == 0
+"""
+
+
+@pytest.mark.parametrize(("level", "told", "left_out"), [("info", 100, 400), ("debug", 500, 0)])
+def test_a_flood_of_one_event_is_cut_and_counted_at_the_end_but_not_where_everything_is_asked_for(
+    level: str, told: int, left_out: int
+) -> None:
+    command = [sys.executable, "-c", FLOODED, level]
+    said = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
+    records = [json.loads(line) for line in said.splitlines()]
+    passed = sum(record["event"] == "event.settled" for record in records)
+    assert told <= passed < told + 50, "some tokens come back meanwhile"
+    counted = sum(record["count"] for record in records if record["event"] == "log.suppressed")
+    assert counted == 500 - passed
+    assert bool(counted) == bool(left_out)
 
 
 def spoken(how: str) -> str:

@@ -17,6 +17,7 @@ from millhand.verdict import Delivery, Skip
 from millhand_fleet import janitor as janitor_module
 from millhand_fleet.backlog import Backlog
 from millhand_fleet.janitor import Janitor
+from millhand_fleet.trimming import foresee, foresee_output, trim, trim_output
 from scripts.fake_ollama import FakeOllama
 
 pytestmark = pytest.mark.every_server
@@ -305,7 +306,10 @@ async def test_a_call_deletes_no_more_than_it_may_until_all_is_gone(stream: Inpu
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_whatever_groups_do_exactly_what_all_have_acknowledged_goes(stream: Input, seed: int) -> None:
-    """Random adding, reading, acknowledging, deleting, rewinding and trimming by three groups; judged by hand."""
+    """Random adding, reading, acknowledging, deleting, rewinding and trimming by three groups; judged by hand.
+
+    How many go is foreseen each time, as `worker-ctl trim --dry-run` does.
+    """
     chance = random.Random(seed)  # noqa: S311 - a seed to repeat it by
     groups, last, history = ["enrichers"], 0, list[str]()
     for step in range(120):
@@ -329,7 +333,8 @@ async def test_whatever_groups_do_exactly_what_all_have_acknowledged_goes(stream
                 await stream.race.redis.xgroup_setid(stream.race.keys.input, group, chance.choice(ids))
             case "trim":
                 needed = await stream.needed()
-                await stream.trim_all(entries_max=chance.choice([1, 50, 5000]))
+                foreseen = await foresee(stream.race.redis, stream.race.keys, 0.0)
+                assert await stream.trim_all(entries_max=chance.choice([1, 50, 5000])) == foreseen, history
                 assert await stream.ids() == needed, history
 
 
@@ -338,6 +343,94 @@ async def acknowledge_some(stream: Input, group: str, chance: random.Random) -> 
     for row in rows:
         if chance.random() < 0.9:
             await stream.acknowledge(row["message_id"].decode(), group=group)
+
+
+async def test_trimming_by_hand_takes_what_it_foresaw_and_tells_on_the_way(stream: Input) -> None:
+    """By age: what is younger stays, and what is pending or not delivered, and all behind it."""
+    now_ms = int(await stream.race.server_ms())
+    await stream.add(*[f"{n}-1" for n in range(1, 2501)], f"{now_ms - HOUR_MS // 2}-0", f"{now_ms}-0")
+    await stream.finish(2501)
+    redis, keys, told = stream.race.redis, stream.race.keys, list[int]()
+
+    assert await foresee(redis, keys, 3600.0) == 2500
+    assert await trim(redis, keys, 3600.0, told.append) == 2500
+    assert told[-1] == 2500
+    assert len(told) > 1
+    assert await foresee(redis, keys, 3600.0) == 0
+    assert await foresee(redis, keys, 60.0) == 1
+    assert await stream.ids() == [f"{now_ms - HOUR_MS // 2}-0", f"{now_ms}-0"]
+
+
+async def test_nothing_is_foreseen_where_there_is_no_stream_or_no_group(stream: Input) -> None:
+    """As the script does: a stream without a group is left alone."""
+    redis, keys = stream.race.redis, stream.race.keys
+    await stream.add("1-1")
+    await redis.xgroup_destroy(keys.input, keys.group)
+    assert await foresee(redis, keys, 0.0) == 0
+    await redis.delete(keys.input)
+    assert await foresee(redis, keys, 0.0) == 0
+
+
+# -- the output --------------------------------------------------------------------------------------------------------
+
+
+async def record(stream: Input, source: str, entry_id: str = "*") -> str:
+    written: Any = await stream.race.redis.xadd(stream.race.keys.output, {"src": source, "data": "{}"}, id=entry_id)
+    return str(written.decode())
+
+
+async def records(stream: Input) -> list[str]:
+    entries: Any = await stream.race.redis.xrange(stream.race.keys.output)
+    return [entry_id.decode() for entry_id, _ in entries]
+
+
+async def trim_records(stream: Input, keep_s: float = 0.0) -> int:
+    """Trim the output, which has to do what it foresaw."""
+    foreseen = await foresee_output(stream.race.redis, stream.race.keys, keep_s)
+    trimmed = await trim_output(stream.race.redis, stream.race.keys, keep_s, lambda _: None)
+    assert trimmed == foreseen
+    return trimmed
+
+
+async def test_a_record_stays_while_its_event_stands_in_the_input(stream: Input) -> None:
+    """If the group were lost, the event would be enriched a second time; also where the clock was put back."""
+    await stream.add("3-1", "4-1")
+    for entry_id, source in [("2-1", "1-1"), ("3-0", "2-1"), ("3-2", "3-1"), ("5-1", "2-2")]:
+        await record(stream, source, entry_id)
+    assert await trim_records(stream) == 2
+    assert await records(stream) == ["3-2", "5-1"]
+    await stream.finish(1)
+    await stream.trim_all()
+    assert await trim_records(stream) == 2
+
+
+async def test_records_are_kept_for_as_long_as_asked_and_for_every_group_that_reads_them(stream: Input) -> None:
+    redis, output = stream.race.redis, stream.race.keys.output
+    now_ms = int(await stream.race.server_ms())
+    old = [await record(stream, f"{n}-1", f"{now_ms - 2 * HOUR_MS}-{n}") for n in range(250)]
+    young = await record(stream, "9-1", f"{now_ms - HOUR_MS // 2}-0")
+    await redis.xgroup_create(output, OTHER, "0")
+    assert await trim_records(stream, 3600.0) == 0
+    reply: Any = await redis.xreadgroup(OTHER, "c", {output: ">"}, count=240)
+    ids = [entry_id.decode() for _, entries in reply for entry_id, _ in entries]
+    await redis.xack(output, OTHER, *ids[:200], *ids[201:])
+    assert await trim_records(stream, 3600.0) == 200
+    await redis.xack(output, OTHER, ids[200])
+    assert await trim_records(stream, 3600.0) == 40
+    await redis.xgroup_destroy(output, OTHER)
+    assert await trim_records(stream, 3600.0) == 10
+    assert await records(stream) == [young]
+    assert len(old) == 250
+
+
+async def test_an_output_that_is_not_there_or_holds_what_no_fleet_wrote_is_no_trouble(stream: Input) -> None:
+    """An entry without a src counts by its own id."""
+    assert await trim_records(stream) == 0
+    redis, output = stream.race.redis, stream.race.keys.output
+    await redis.xadd(output, {"src": "nonsense"}, id="1-1")
+    await redis.xadd(output, {"other": "field"}, id="2-1")
+    await redis.xadd(output, {"src": "1-1"}, id=f"{FUTURE_MS}-{SEQUENCE_MAX}")
+    assert await trim_records(stream) == 2
 
 
 # -- the janitor -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ FORBIDDEN = {
     "millhand": [f"XADD {RAW} * data x", f"XTRIM {OUTPUT} MAXLEN 0", f"XTRIM {DEAD} MAXLEN 0", f"XDEL {DEAD} 1-1",
                  "DEL {events}:totals", "DEL {events}:attempts", "SET {events}:totals x", "UNLINK {events}:closed"],
     "operator": [f"XREADGROUP GROUP enrichers me STREAMS {RAW} >", f"XACK {RAW} enrichers 1-1",
-                 f"XADD {OUTPUT} * data x", f"XCLAIM {RAW} enrichers me 0 1-1", f"XTRIM {RAW} MAXLEN 0",
+                 f"XADD {OUTPUT} * data x", f"XCLAIM {RAW} enrichers me 0 1-1",
                  f"XADD {DEAD} * data x", "HSET {events}:gate tokens 99", "ZADD {events}:permits 1 x",
                  f"XGROUP CREATE {RAW} mine 0"],
     "producer": [f"XRANGE {RAW} - +", f"XREAD STREAMS {RAW} 0", f"XLEN {RAW}", f"XADD {OUTPUT} * data x", "INFO",

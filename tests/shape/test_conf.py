@@ -9,7 +9,7 @@ import msgspec
 
 from millhand.config import SECTIONS
 from millhand.layers import load
-from millhand_fleet.supervisor import STOP_GRACE_S
+from millhand_fleet.supervisor import STOP_GRACE_S, TICK_S
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TOML = CONF / "millhand.toml"
@@ -52,11 +52,40 @@ def test_supervisord_opens_no_network_port() -> None:
     assert not _parser().has_section("inet_http_server")
 
 
+def test_the_systems_supervisord_treats_the_fleet_as_a_supervisord_of_its_own_does() -> None:
+    own, systems = dict(_program()), dict(_parser("millhand.supervisor.conf")["program:millhand"])
+    named_otherwise = {"command", "user", "environment", "directory", *(key for key in systems if "logfile" in key)}
+    for program in (own, systems):
+        for key in named_otherwise:
+            program.pop(key, None)
+    assert own == systems
+
+
 def _program() -> configparser.SectionProxy:
     return _parser()["program:millhand"]
 
 
-def _parser() -> configparser.RawConfigParser:
+def _parser(name: str = "supervisord.conf") -> configparser.RawConfigParser:
     parser = configparser.RawConfigParser()
-    parser.read(CONF / "supervisord.conf", encoding="utf-8")
+    parser.read(CONF / name, encoding="utf-8")
     return parser
+
+
+def test_systemd_waits_longer_than_a_drain_takes() -> None:
+    assert int(_unit()["TimeoutStopSec"]) > load(None, {}).fleet.drain_s + 3 * STOP_GRACE_S
+
+
+def test_systemd_stops_the_supervisor_alone_and_kills_all_in_the_end() -> None:
+    """A SIGTERM to the whole group would reach the children twice."""
+    unit = _unit()
+    assert (unit["KillMode"], unit["Type"], unit["OOMPolicy"]) == ("mixed", "notify", "continue")
+    assert (unit["Restart"], unit["RestartPreventExitStatus"]) == ("on-failure", "78")
+
+
+def test_systemds_watchdog_waits_for_many_ticks() -> None:
+    assert int(_unit()["WatchdogSec"]) > 40 * TICK_S
+
+
+def _unit() -> dict[str, str]:
+    lines = (CONF / "millhand.service").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))  # the last one wins

@@ -29,12 +29,15 @@ class PaperLine:
 class PaperChild:
     """A child that does what the test says."""
 
+    beats_at_once = True
+
     def __init__(self, spec: Spec, number: int, fleet: "PaperFleet") -> None:
         self.spec = spec
         self.identity = f"{spec.name}:{number}"
         self.args = spec.args(self.identity)
         self.pid = 1000 + number
         self.line = PaperLine()
+        self.beaten = self.beats_at_once
         self.ready = False
         self.stats: dict[str, Any] = {}
         self.unusable: str | None = None

@@ -70,7 +70,7 @@ def test_a_password_file_that_everybody_may_read_is_refused(file: Path) -> None:
 def test_a_password_file_holds_one_line_and_nothing_else(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     text = refused(Redis(url="redis://h", password_file=str(file)))
-    assert "must hold the password" in text
+    assert "must hold the secret" in text
     assert "one" not in text.removeprefix(f"redis.password_file: {file}").replace("one line", "")
 
 

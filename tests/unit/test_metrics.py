@@ -51,7 +51,7 @@ CHILDREN = (
         "stats": {"sweeps": 12, "sweep": {"examined": 7, "handed_back": 2}},
     },
     {"name": "desk", "state": "ready", "restarts": 0},
-    {"name": "worker-1", "state": "ready", "restarts": 4, "stats": {"in_hand": 5, "oldest_s": 2.5}},
+    {"name": "worker-1", "state": "ready", "restarts": 4, "stats": {"in_hand": 5, "oldest_s": 2.5, "log_dropped": 7}},
     {"name": "worker-2", "state": "restarting", "restarts": 2},
 )
 GATE = GateView(
@@ -151,6 +151,7 @@ def test_the_metrics_say_what_the_snapshot_says() -> None:
         ("millhand_janitor_sweeps_total", ()): 12,
         ("millhand_janitor_last_sweep", (("what", "examined"),)): 7,
         ("millhand_janitor_last_sweep", (("what", "handed_back"),)): 2,
+        ("millhand_log_dropped_total", (("child", "worker-1"),)): 7,
         ("millhand_restarts_total", (("child", "janitor"),)): 1,
         ("millhand_restarts_total", (("child", "desk"),)): 0,
         ("millhand_restarts_total", (("child", "worker-1"),)): 4,

@@ -4,13 +4,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from millhand.address import model_authorization
 from millhand.config import Model
-from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy, Reasoned
+from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy, Reasoned, Unusable
 from millhand.model.ollama import OllamaModel
 from millhand.tasks.task import Prompt
 
@@ -229,3 +232,30 @@ async def test_an_answer_is_asked_for_without_compression(served: Ask) -> None:
 
     await served(server).generate(PROMPT)
     assert asked == ["identity"]
+
+
+async def test_a_token_of_a_file_goes_into_every_request_and_nowhere_else(served: Ask, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_text("tok-1\n", encoding="utf-8")
+    seen: list[str | None] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("authorization"))
+        return httpx.Response(401, json={"error": "no"})
+
+    model = served(server, msgspec.structs.replace(MODEL, token_file=str(file)))
+    for asking in (model.generate(PROMPT), model.digest()):
+        with pytest.raises(Reasoned) as caught:
+            await asking
+        assert "tok-1" not in str(caught.value)
+    assert seen == ["Bearer tok-1"] * 2
+
+
+def test_a_token_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.touch()
+    file.chmod(0o644)
+    with pytest.raises(Unusable, match=r"model\.token_file: .*token can be read by everybody.*chmod o-r"):
+        model_authorization(Model(url="http://h", token_file=str(file)))
+    assert model_authorization(Model(token_file=str(file))) == {}, "the embedded model asks for none"

@@ -98,7 +98,7 @@ def test_a_longer_process_id_of_an_earlier_holder_leaves_no_digits_behind(tmp_pa
     (tmp_path / "supervisor.lock").write_text("99999999999\n")
     state = StateDir(tmp_path)
     state.hold()
-    assert (tmp_path / "supervisor.lock").read_text() == f"{os.getpid()}\n"
+    assert (tmp_path / "supervisor.lock").read_text() == f"{os.getpid()} {os.getppid()}\n"
     release(state)
 
 

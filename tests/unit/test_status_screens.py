@@ -10,7 +10,7 @@ from tests.unit.documents import document, worker
 
 from millhand_fleet.ctl.panel import ASCII_SPARKS, SPARKS, Rates, View, screen, sparkline
 from millhand_fleet.ctl.status import show
-from millhand_fleet.ctl.wording import backlog, doing, gate, share, span
+from millhand_fleet.ctl.wording import backlog, doing, gate, process, share, span
 
 MINUTE_OF_RATES = [Rates(10 + 8 * math.sin(n / 5), 9 + 3 * math.cos(n / 7)) for n in range(60)]
 LONG = "503 from http://127.0.0.1:11434/api/chat, loading the model " * 4
@@ -80,7 +80,7 @@ def test_workers_that_are_not_well_are_shown_first_where_not_all_fit() -> None:
 
 def test_a_lost_desk_is_said_with_since_when_and_what_was_known_stays() -> None:
     shown = drawn(View(document(2), MINUTE_OF_RATES, "the fleet is not running", 75.0, "22:10:03Z"), 100, 24)
-    assert shown[0].startswith("no answer since 22:10:03Z (1 min): the fleet is not running")
+    assert shown[0].startswith("no answer since 22:10:03Z (1 min), what follows is of then: the fleet is not running")
     assert any("worker-2" in line for line in shown)
     never = drawn(View(None, (), "the fleet is not running", 3.0), 80, 24)
     assert never[0].startswith("no answer for 3 s: the fleet is not running")
@@ -137,6 +137,11 @@ def test_what_a_process_is_doing_is_said_in_words() -> None:
     assert doing(worker(1, waits_for="the gate: 429")) == "waits for the gate: 429"
     assert doing({"name": "janitor", "stats": {"waits_for": None, "sweeps": 2, "sweep": {"examined": 1}}}) == "sweeps 2"
     assert doing({"name": "desk", "stats": None}) == ""
+
+
+def test_a_process_that_was_replaced_on_purpose_is_no_failure() -> None:
+    assert process(worker(1) | {"last_exit": "code 0"}).restarts == "0"
+    assert process(worker(1) | {"last_exit": "signal 9", "restarts": 2}).restarts == "2, signal 9"
 
 
 def test_an_operators_pause_and_a_rolling_restart_stand_in_the_headline() -> None:

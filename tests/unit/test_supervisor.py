@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.unit.paper_fleet import DRAIN_S, KILLED, PaperFleet
+from tests.unit.paper_fleet import DRAIN_S, KILLED, PaperChild, PaperFleet
 
 from millhand.histogram import BOUNDS_S
 from millhand.pulse import MESSAGE_BYTES_MAX, Line
@@ -412,10 +412,26 @@ def test_between_ticks_it_listens_to_every_line_that_is_open_and_for_every_death
     assert waited == [(lines | {child.sentinel for child in fleet.living}, TICK_S)]
 
 
+def test_a_supervisor_that_has_more_lines_than_it_may_have_goes_on(
+    fleet: PaperFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F19: poll(2) refuses more descriptors than the limit, should somebody lower that."""
+    slept: list[float] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(supervisor, "wait", refuse)
+    monkeypatch.setattr(PaperFleet, "sleep", lambda _, seconds: slept.append(seconds), raising=False)
+    really_wait(fleet.supervisor)
+    assert slept == [TICK_S]
+
+
 # -- a machine without room --------------------------------------------------------------------------------------------
 
 
 def test_a_child_that_cannot_be_started_is_tried_again_ever_later(new_fleet: Raise) -> None:
+    """F17."""
     fleet = new_fleet()
     fleet.refuse["desk"] = OSError(11, "Resource temporarily unavailable")
     fleet.tick()
@@ -431,10 +447,23 @@ def test_a_child_that_cannot_be_started_is_tried_again_ever_later(new_fleet: Rai
 
 
 def test_a_child_that_cannot_be_started_hinders_no_other(new_fleet: Raise) -> None:
+    """F17."""
     fleet = new_fleet()
     fleet.refuse["valkey"] = OSError(24, "Too many open files")
     fleet.tick()
     assert fleet.names == ["model", "desk", "janitor"]
+
+
+def test_a_crowd_of_workers_is_started_a_few_at_a_time(fleet: PaperFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F17: two hundred that import at once would all be late."""
+    monkeypatch.setattr(supervisor, "STARTS_AT_ONCE", 4)
+    monkeypatch.setattr(PaperChild, "beats_at_once", False)
+    fleet.order("scale", workers=20)
+    for born in (7, 11, 15, 19, 20, 20):
+        assert len([name for name in fleet.names if name.startswith("worker-")]) == born
+        for child in fleet.living:
+            child.beaten = True
+        fleet.tick()
 
 
 # -- reporting ---------------------------------------------------------------------------------------------------------

@@ -1,18 +1,17 @@
-"""Where Redis is and how one is let in: what the configuration says of it, put together into one address.
+"""How one is let in at Redis and at the model: what the configuration and the files that it names say of that.
 
-The address holds the password. It goes from here to `stream.connect` and nowhere else; what may be told is `told`.
+The address of Redis holds the password. It goes from here to `stream.connect` and nowhere else; `told` may be told.
 """
 
 import ssl
-import stat
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
-from millhand.config import EMBEDDED, Redis
+from millhand.config import EMBEDDED, Model, Redis
 from millhand.errors import Unusable
+from millhand.secret import is_public, secret_in
 
-SECRET_BYTES_MAX = 4096
 HIDDEN = "***"
 TLS = "rediss"
 
@@ -25,12 +24,23 @@ def redis_address(redis: Redis) -> str:
     """
     if redis.url == EMBEDDED:
         return redis.url
-    parts = urlsplit(redis.url)
+    try:
+        parts = urlsplit(redis.url)
+    except ValueError:  # whose words may hold a part of the password
+        raise Unusable("redis.url is no address of a Redis") from None
     login, at, place = parts.netloc.rpartition("@")
-    if password := _password(redis):
+    password = secret_in(redis.password_file, "redis.password_file") if redis.password_file else redis.password
+    if password:
         login, at = f"{login.partition(':')[0]}:{quote(password, safe='')}", "@"
     query = urlencode(_tls_options(redis)) if parts.scheme == TLS else parts.query
     return f"{parts.scheme}://{login}{at}{place}{parts.path}{'?' if query else ''}{query}"
+
+
+def model_authorization(model: Model) -> dict[str, str]:
+    """Return the header by which a protected model server lets us in, if there is a token for it. Raises Unusable."""
+    if not model.token_file or model.url == EMBEDDED:
+        return {}
+    return {"Authorization": f"Bearer {secret_in(model.token_file, 'model.token_file')}"}
 
 
 def told(url: str) -> str:
@@ -78,27 +88,6 @@ _REMEDIES = {
 }
 
 
-def _password(redis: Redis) -> str:
-    if not redis.password_file:
-        return redis.password
-    file = Path(redis.password_file).expanduser()
-    key = f"redis.password_file: {file}"
-    try:
-        if file.stat().st_mode & stat.S_IROTH:
-            raise Unusable(f"{key} can be read by everybody on this host: chmod o-r {file}")
-        with file.open("rb") as opened:
-            secret = opened.read(SECRET_BYTES_MAX + 1)
-    except OSError as error:
-        raise Unusable(f"{key} cannot be read: {error.strerror}") from error
-    try:
-        (password,) = secret[:SECRET_BYTES_MAX].decode().splitlines()
-    except ValueError:  # not one line, or no UTF-8
-        raise Unusable(f"{key} must hold the password and nothing else, in one line") from None
-    if not password or len(secret) > SECRET_BYTES_MAX:
-        raise Unusable(f"{key} must hold the password, of at most {SECRET_BYTES_MAX} bytes")
-    return password
-
-
 def _tls_options(redis: Redis) -> dict[str, str]:
     """Return redis-py's options for the files, after looking into each."""
     ca_file, cert_file, key_file = (
@@ -117,7 +106,7 @@ def _tls_options(redis: Redis) -> dict[str, str]:
             ) from error
         except OSError as error:
             raise Unusable(f"{key} cannot be read: {error.strerror}") from error
-    if key_file and Path(key_file).stat().st_mode & stat.S_IROTH:
+    if key_file and is_public(Path(key_file)):
         raise Unusable(f"redis.tls_key_file: {key_file} can be read by everybody on this host: chmod o-r {key_file}")
     options = {"ssl_ca_certs": ca_file, "ssl_certfile": cert_file, "ssl_keyfile": key_file}
     return {name: file for name, file in options.items() if file}

@@ -75,6 +75,7 @@ class Model(Section, frozen=True):
     """The model and one call to it."""
 
     url: str = EMBEDDED
+    token_file: str = ""
     name: Annotated[str, Meta(min_length=1, max_length=200)] = "smollm2:135m"
     in_flight_max: InFlight = "auto"
     rate_per_s: Annotated[float, Meta(gt=0)] = math.inf
@@ -208,14 +209,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def with_urls(self, *, redis: str, model: str) -> "Config":
         """Return the same configuration with the embedded servers' real addresses.
 
-        An embedded Redis has neither password nor TLS, whatever is configured for another one.
+        They ask for no secret, whatever is configured for others.
         """
-        own = self.redis.url == EMBEDDED
+        own, own_model = self.redis.url == EMBEDDED, self.model.url == EMBEDDED
         names = {"password", "password_file", "tls_ca_file", "tls_cert_file", "tls_key_file"}
         return msgspec.structs.replace(
             self,
             redis=msgspec.structs.replace(self.redis, url=redis, **(dict.fromkeys(names, "") if own else {})),
-            model=msgspec.structs.replace(self.model, url=model),
+            model=msgspec.structs.replace(self.model, url=model, **({"token_file": ""} if own_model else {})),
         )
 
 

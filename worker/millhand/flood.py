@@ -51,7 +51,7 @@ class Flood:
     def tell_what_was_left_out(self, *, at_once: bool = False) -> None:
         """Tell of each name whose records have been left out, every so often. Call it often, and at the end."""
         now = self._now()
-        for event, name in self._names.items():
+        for event, name in list(self._names.items()):  # telling may bring a new name up
             if name.suppressed and (at_once or now - name.told_at >= TELL_EVERY_S):
                 count, name.suppressed, name.told_at = name.suppressed, 0, now
                 self._tell(event, count)

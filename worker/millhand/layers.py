@@ -5,7 +5,6 @@ at the border, and everything that is wrong is told at once; a value that got th
 """
 
 import re
-import stat
 import tomllib
 import types
 import typing
@@ -31,6 +30,7 @@ from millhand.config import (
     meant_clause,
 )
 from millhand.errors import ConfigError
+from millhand.secret import is_public
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Config:
@@ -90,7 +90,7 @@ class _Layers:
             else:
                 for key, value in table.items():
                     self.add(section, key, value, origin=str(file))
-        if self.values["redis"].get("password") and file.stat().st_mode & stat.S_IROTH:
+        if self.values["redis"].get("password") and is_public(file):
             self._refuse("redis.password", str(file), f"can be read by everybody on this host: chmod o-r {file}")
 
     def add_environment(self, environment: Mapping[str, str]) -> None:

@@ -108,6 +108,12 @@ def on_hangup(raise_flag: Callable[[], None]) -> None:
     signal.signal(signal.SIGHUP, lambda *_: raise_flag())
 
 
+def ask_to_stop(pid: int) -> None:
+    """Send a process a SIGTERM. One that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
 def end_at_once(pid: int) -> None:
     """Kill a process, stopped or not. One that is gone is no error."""
     with contextlib.suppress(ProcessLookupError):

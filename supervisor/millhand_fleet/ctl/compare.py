@@ -15,6 +15,7 @@ from redis import exceptions
 from rich.console import Console
 
 from millhand.keys import Keys
+from millhand.remedy import remedy_for
 from millhand.stream import RedisError, connect
 from millhand_fleet.comparison import Comparison, Difference, Runs, SameEvent
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
@@ -134,7 +135,7 @@ def _with_redis(file: Path | None, work: Callable[["Redis", str], Awaitable[Foun
     except exceptions.ResponseError as error:
         leave(f"Redis refuses: {error}", code=EX_NOT_THERE if str(error).startswith(WRONG) else EX_UNAVAILABLE)
     except RedisError as error:
-        leave(f"Redis does not answer: {error}", "see redis.url", code=EX_UNAVAILABLE)
+        leave(f"Redis does not answer: {error}", remedy_for(error), code=EX_UNAVAILABLE)
     except KeyboardInterrupt:
         leave("interrupted", code=EX_INTERRUPTED)
 

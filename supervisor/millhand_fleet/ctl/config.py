@@ -10,11 +10,11 @@ from typing import Any
 import click
 import msgspec
 
-from millhand.address import HIDDEN, redis_address, told
-from millhand.config import EMBEDDED, SECRETS, SECTIONS, Config
+from millhand.address import HIDDEN, told
+from millhand.config import SECRETS, SECTIONS, Config
 from millhand.errors import ConfigError, Unusable
 from millhand.layers import load
-from millhand.tasks.catalogue import chosen_tasks
+from millhand_fleet.admission import require_usable
 from millhand_fleet.ctl.settings import found_file, leave, load_config
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
@@ -71,9 +71,7 @@ def check(file: Path | None, *, as_json: bool) -> None:
     where = str(file or found_file() or "built-in values")
     try:
         settings = load(file or found_file(), os.environ)
-        chosen_tasks(settings)
-        if settings.redis.url != EMBEDDED:
-            redis_address(settings.redis)
+        require_usable(settings)
     except Unusable as error:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         if not as_json:
@@ -109,7 +107,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _masked(name: str, value: str) -> str:
-    return told(value) if name.endswith(".url") else HIDDEN if value else ""
+    return told(value) if name == "redis.url" else HIDDEN if value else ""
 
 
 def _toml(value: object) -> str:

@@ -48,7 +48,8 @@ STOP_WITHIN_S = 60.0
 POLL_S = 0.2
 ANSWER_TIMEOUT_S = 2.0
 ROWS_SHOWN = 10
-LABELS_CHARS = 40
+LABELS_CHARS = 40  # what a row needs beside its two long cells
+REASON_CHARS = 26  # likewise, of a dead letter
 LOG_LINES_SHOWN = 20
 TABLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "pad_edge": False}
 WHY = (b"failure_reason", b"failure_detail")
@@ -110,7 +111,7 @@ def demo(folder: Path) -> None:
         asyncio.run(_produce(config, events))
         settled = _watch(console, config, len(events))
         asyncio.run(_show(console, config))
-        console.rule("the proof, from the streams themselves")
+        console.rule("the proof, as `worker-ctl verify` gives it")
         report = proven(config, MIN_RATE)
     for line in lines(report):
         click.echo(line)
@@ -188,7 +189,7 @@ def _asked(config: Config, path: str) -> Any:
 
 def _introduce(console: Console, config: Config, endpoints: dict[str, Any], folder: Path) -> None:
     console.print(
-        f"desk    {endpoints['desk_url']}\nredis   {redis_url(config)}\nmodel   {endpoints['model_url']}\n"
+        f"page    {endpoints['desk_url']}\nredis   {redis_url(config)}\nmodel   {endpoints['model_url']}\n"
         f"log     {folder / LOG}\n",
         soft_wrap=True,
     )
@@ -241,9 +242,10 @@ async def _show(console: Console, config: Config) -> None:
     graves = Table(title=f"{len(dead)} dead letter{'s' * (len(dead) != 1)}", **TABLE)
     for column in ("data", "failure_reason", "failure_detail"):
         graves.add_column(column)
+    grave_chars = (console.width - REASON_CHARS) // 2
     for _, fields in dead:
         data, reason, detail = (fields[name].decode(errors="replace") for name in (DATA, *WHY))
-        graves.add_row(_one_line(data, chars), reason, _one_line(detail, chars))
+        graves.add_row(_one_line(data, grave_chars), reason, _one_line(detail, grave_chars))
     console.print(graves)
 
 
@@ -273,7 +275,7 @@ def _farewell(console: Console, config: Config, endpoints: dict[str, Any], folde
         f"  {_command('--config', file, 'dead', 'list')}\n"
         f"  {cli} -p {port} XINFO GROUPS '{keys.input}'\n"
         f"  {cli} -p {port} XRANGE '{keys.output}' - + COUNT 2\n"
-        f"The desk is then at {endpoints['desk_url']} again.",
+        f"The page is then at {endpoints['desk_url']} again.",
         soft_wrap=True, markup=False,
     )  # fmt: skip
 

@@ -12,7 +12,6 @@ import click
 from millhand_fleet.doctor.finding import Level, Section, worst
 
 EXIT_CODES = {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 1, Level.ERROR: 3}  # 2 is a wrong argument
-EX_INTERRUPTED = 130
 
 
 @click.command()
@@ -29,20 +28,16 @@ def doctor(file: Path | None, *, measure: bool, quiet: bool, as_json: bool) -> N
     broken configuration. It changes nothing; only --measure costs anything: calls that do not go through the gate.
 
     Exit code: that of the worst finding. 0 all is well, or notes; 1 warnings: it works, and not as it should; 3 errors:
-    a promise is broken, or nothing works until a person acts; 130 Ctrl-C.
+    a promise is broken, or nothing works until a person acts.
 
     \b
     Examples: worker-ctl doctor
               worker-ctl doctor --measure
-              worker-ctl doctor --json | jq '.findings[] | select(.level == "error")'
+              worker-ctl doctor --json | jq -r .worst
     """  # noqa: D301 - click's own mark
     from millhand_fleet.doctor.examination import examine  # noqa: PLC0415 - loads every probe
 
-    try:
-        sections = asyncio.run(examine(file, measured=measure))
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(EX_INTERRUPTED)
+    sections = asyncio.run(examine(file, measured=measure))
     if as_json:
         click.echo(json.dumps(document(sections)))
     else:

@@ -96,7 +96,7 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
     answer.
 
     \b
-    Example: worker-ctl drain --timeout 120 && sudo systemctl restart redis-server && worker-ctl resume
+    Example: worker-ctl drain --timeout 120 && sudo reboot
     """  # noqa: D301 - click's own mark
     config = load_config(file)
     ask(config, "POST", "/pause", {})

@@ -1,5 +1,6 @@
 """The screen of `worker-ctl top`, as a pure function of what is known."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from millhand_fleet.ctl.wording import Document, Fact, clock, facts, per_second,
 
 MINUTE = 60  # refreshes
 REASONS_MAX = 3
+LOST_LINES_MAX = 2
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 SPARK_COLUMNS_MIN, SPARK_COLUMNS_MAX = 6, MINUTE
 RATES_COLUMNS = 60  # what the line of the rates needs beside its two curves
@@ -38,7 +40,7 @@ class View(NamedTuple):
 def screen(view: View, columns: int, lines: int, *, ascii_only: bool = False) -> RenderableType:
     """Return the whole screen, of no more than so many columns and lines."""
     document = view.document
-    head = [_lost(view)] if view.lost else []
+    head = _lost(view, columns) if view.lost else []
     if document is None:
         return Group(*head or [Text("asking the desk")], Text("q leaves", "dim"))
     head.append(title(document))
@@ -96,10 +98,13 @@ def _with_curves(fact: Fact, view: View, columns: int, *, ascii_only: bool) -> F
     return Fact(fact.label, f"{text}   dead {per_second(streams.get('dead_per_s'))}")
 
 
-def _lost(view: View) -> Text:
-    since = f"since {view.lost_at} ({span(view.lost_for_s)})" if view.document else f"for {span(view.lost_for_s)}"
-    old = "; what follows is of then" if view.document else ""
-    return Text(f"no answer {since}: {view.lost}{old}", "bold red")
+def _lost(view: View, columns: int) -> list[Text]:
+    """Return why nothing new comes, in as many lines as it needs."""
+    for_ = span(round(view.lost_for_s))
+    since = f"since {view.lost_at} ({for_}), what follows is of then" if view.document else f"for {for_}"
+    return [
+        Text(line, "bold red") for line in textwrap.wrap(f"no answer {since}: {view.lost}", columns)[:LOST_LINES_MAX]
+    ]
 
 
 def _recent(document: Document, room: int) -> list[Text]:

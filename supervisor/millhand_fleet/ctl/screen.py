@@ -10,11 +10,11 @@ from millhand_fleet.ctl.wording import Document, Fact, Process, headline, plain,
 
 COLOURS = {"ok": "green", "degraded": "yellow", "down": "red"}
 STATES = {"ready": "green", "restarting": "red"}  # all others are on the way to something: yellow
-HEADS = {"name": "process"}
+HEADS = {"name": "process", "mib": "MiB"}
 BULLET = "*"
 GAP = 2  # columns between two cells, and behind the last
 DOING = "doing"  # the last cell, and the one that may be long
-FROM_COLUMNS = {"pid": 90, "restarts": 60, "up": 50, "state": 40}  # how wide a screen has room for them
+FROM_COLUMNS = {"pid": 90, "mib": 100, "restarts": 60, "up": 50, "state": 40}  # how wide a screen has room for them
 
 
 def title(document: Document) -> Text:
@@ -34,9 +34,9 @@ def colour(document: Document) -> str:
 def reason_table(document: Document, columns: int, count_max: int, *, wraps: bool) -> Table:
     """Return why the fleet is not as it should be, a row each; of more than `count_max`, how many more there are."""
     said = [plain(reason) for reason in document["health"]["reasons"]]
-    if len(said) > count_max:
+    if len(said) > count_max > 1:
         said = [*said[: count_max - 1], f"and {len(said) - count_max + 1} more: worker-ctl status"]
-    return _grid([(f"  {BULLET}", reason) for reason in said], columns, colour(document), wraps=wraps)
+    return _grid([(f"  {BULLET}", reason) for reason in said[:count_max]], columns, colour(document), wraps=wraps)
 
 
 def fact_table(facts: Iterable[Fact], columns: int, *, wraps: bool) -> Table:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from millhand.config import Config
 from millhand.keys import Keys
+from millhand.remedy import remedy_for
 from millhand.stream import RedisError, connect
 from millhand_fleet.ctl.records import Outputs, json_line, line
 from millhand_fleet.ctl.selecting import UNITS_S, age
@@ -105,7 +106,7 @@ def _run(config: Config, order: Order, take: Callable[[Entry], None]) -> None:
     except BrokenPipeError:
         raise
     except RedisError as error:
-        leave(f"Redis does not answer: {error}", "see redis.url", code=EX_UNAVAILABLE)
+        leave(f"Redis does not answer: {error}", remedy_for(error), code=EX_UNAVAILABLE)
 
 
 async def _follow(redis: "Redis", keys: Keys, order: Order, take: Callable[[Entry], None]) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from millhand.config import Config
 from millhand.keys import Keys
+from millhand.remedy import remedy_for
 from millhand.stream import RedisError, connect
 from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_config, redis_url
 from millhand_fleet.ctl.visible import visible
@@ -78,7 +79,7 @@ def proven(config: Config, min_rate: float, wait_s: float = 0.0) -> Report:
     except exceptions.ResponseError as error:
         leave(f"the streams cannot be read: {error}", "see the names of the streams in [redis], and redis.group")
     except RedisError as error:
-        leave(f"Redis does not answer: {error}", "see redis.url", code=EX_UNAVAILABLE)
+        leave(f"Redis does not answer: {error}", remedy_for(error), code=EX_UNAVAILABLE)
 
 
 def as_json(report: Report) -> str:

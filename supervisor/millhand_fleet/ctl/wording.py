@@ -13,6 +13,7 @@ OVER = {"1m": "1 min", "5m": "5 min", "15m": "15 min"}
 ROLLING = {"restart": "restarting", "reload": "taking in the new configuration", "recycle": "recycling"}
 PLACED = {"in_hand", "oldest_s", "waits_for", "asking"}  # of a worker's stats: said in words of their own
 UNKNOWN = "-"
+GOOD_EXIT = "code 0"
 
 
 class Fact(NamedTuple):
@@ -29,6 +30,7 @@ class Process(NamedTuple):
     state: str
     pid: str
     up: str
+    mib: str
     restarts: str
     doing: str
 
@@ -139,10 +141,11 @@ def redis(document: Document) -> str:
 def process(row: dict[str, Any]) -> Process:
     """Return a child's row. A worker's counters come last: they are the first that may be cut off."""
     restarts = str(row.get("restarts", 0))
-    if row.get("last_exit"):
+    if row.get("last_exit") not in {None, GOOD_EXIT}:  # a child that was replaced on purpose ended well
         restarts += f", {plain(row['last_exit'])}"
     up = span(row["for_s"]) if "for_s" in row else ""
-    return Process(plain(row["name"]), plain(row["state"]), str(row.get("pid", "")), up, restarts, doing(row))
+    mib = "" if row.get("rss_mib") is None else f"{row['rss_mib']:.0f}"
+    return Process(plain(row["name"]), plain(row["state"]), str(row.get("pid", "")), up, mib, restarts, doing(row))
 
 
 def doing(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,22 @@ class NoDocument(Exception):
 
 
 async def document(
-    url: str, path: str, *, timeout_s: float, socket: Path | None = None, body: dict[str, Any] | None = None
+    url: str,
+    path: str,
+    *,
+    timeout_s: float,
+    socket: Path | None = None,
+    body: dict[str, Any] | None = None,
+    login: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Ask for a JSON object, with a body by POST. Raises NoDocument, whatever the other side does."""
+    """Ask for a JSON object, with a body by POST, and a header that lets us in. Raises NoDocument, whatever happens."""
     transport = httpx.AsyncHTTPTransport(verify=_tls(), uds=str(socket) if socket else None, trust_env=False)
     try:
         async with (
             asyncio.timeout(timeout_s),
             httpx.AsyncClient(
                 transport=transport, base_url=url, timeout=timeout_s, trust_env=False,
-                headers={"Accept-Encoding": "identity"},
+                headers={"Accept-Encoding": "identity", **(login or {})},
             ) as client,
             client.stream("POST" if body is not None else "GET", path, json=body) as reply,
         ):  # fmt: skip

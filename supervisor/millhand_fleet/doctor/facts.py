@@ -28,7 +28,9 @@ class ProgramFacts(Facts, frozen=True):
     differing: tuple[str, ...] = ()  # variables that the fleet was started with otherwise
 
 
-STILL_LOADING = "it still loads its data"  # the one reason not to answer that goes by itself
+STILL_LOADING = "it still loads its data"  # the one reason of Redis's not to answer that goes by itself
+LOGIN_REFUSED = "Redis refuses the login"  # what this and the next reason begin with
+SILENT = "no answer"
 
 
 class RedisFacts(Facts, frozen=True):
@@ -80,7 +82,7 @@ class StreamFacts(Facts, frozen=True):
     is_running: bool
     lease_s: float
     host_prefix: str  # what the names of this host's consumers begin with
-    wrong_types: tuple[tuple[str, str, str], ...] = ()  # (key, what it is, what it should be)
+    wrong_types: tuple[tuple[str, str], ...] = ()  # (key, what it should be)
     input_exists: bool = True
     group_exists: bool = True
     other_groups: tuple[str, ...] = ()
@@ -199,4 +201,4 @@ class SupervisionFacts(Facts, frozen=True):
     programs: tuple[Program, ...] = ()
     unreadable: tuple[str, ...] = ()
     stop_wait_note: str = ""  # the running fleet's own finding
-    stop_s: float = 0.0  # that a stop may take
+    stop_s: float = 0.0  # until the workers have drained or were killed

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from millhand.stream import REDIS_VERSION_MIN
-from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
+from millhand_fleet.doctor.facts import LOGIN_REFUSED, SILENT, STILL_LOADING, RedisFacts
 from millhand_fleet.doctor.finding import Finding, Judgement, error, note, ok, warning
 from millhand_fleet.doctor.judge_durability import KEEPING
 from millhand_fleet.doctor.server_versions import flaws_of, parsed
@@ -23,8 +23,12 @@ def answers(facts: RedisFacts) -> Iterator[Finding]:
         yield warning("answers", f"{facts.url}: {facts.error}", "wait, and look again")
         return
     remedy = "start it, or change redis.url"
-    if "refuses the login" in facts.error:
-        remedy = "give redis.url the right user and password: redis://user:password@host:port/0"
+    if facts.error.startswith(LOGIN_REFUSED):
+        remedy = "give the right user in redis.url, and its password there, in redis.password or redis.password_file"
+    elif facts.error.startswith(SILENT) and facts.url.startswith("rediss:"):
+        remedy = "see whether this port speaks TLS: a server without it says nothing to rediss://"
+    elif "redis." in facts.error:
+        remedy = "correct what it names: `worker-ctl config show` tells where that is set"
     elif facts.is_embedded:
         remedy = "start the fleet with `worker-ctl up`; if it runs, see valkey/valkey.log in the state directory"
     yield error("answers", f"{facts.url}: {facts.error}", remedy)
@@ -132,9 +136,7 @@ def permissions(facts: RedisFacts) -> Iterator[Finding]:
     if facts.settings is None:
         yield note("CONFIG", "forbidden to this user: appendfsync, timeout and tcp-keepalive are unknown")
     if facts.refused is None:
-        yield note(
-            "permissions", f"user {facts.user or 'unknown'}; ACL DRYRUN is forbidden, so what it may do is unknown"
-        )
+        yield note("permissions", f"user {facts.user}; ACL DRYRUN is forbidden, so what it may do is unknown")
     elif facts.refused:
         shown = ", ".join(facts.refused[:REFUSED_SHOWN_MAX])
         more = len(facts.refused) - REFUSED_SHOWN_MAX

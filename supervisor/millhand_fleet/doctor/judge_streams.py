@@ -16,9 +16,9 @@ CONSUMER = re.compile(r"(?P<host>.+):w\d+:[0-9a-f]+")
 
 def types(facts: StreamFacts) -> Iterator[Finding]:
     """Whether a key is something else than it must be: every command on it fails with WRONGTYPE."""
-    for key, found, wanted in facts.wrong_types:
+    for key, wanted in facts.wrong_types:
         yield error(
-            "type", f"{key} is a {found} and must be a {wanted}: every command on it fails",
+            "type", f"{key} is no {wanted}: every command on it fails",
             f"RENAME it, or give the fleet other names (fleet.name, redis.{_setting(key, facts)})",
         )  # fmt: skip
 
@@ -113,7 +113,10 @@ def consumers(facts: StreamFacts) -> Iterator[Finding]:
 
 
 def trimming(facts: StreamFacts) -> Iterator[Finding]:
-    """Whether somebody deletes what was not yet worked on. A producer's MAXLEN itself cannot be seen."""
+    """Whether somebody deletes what was not yet worked on. A producer's MAXLEN itself cannot be seen.
+
+    Redis before 7.2.7 and 7.4.2 remembers what XDEL deleted, but not what was trimmed (redis/redis#13473).
+    """
     remedy = "take MAXLEN and MINID from the producers' XADD: the janitor trims, by input.keep_s"
     if facts.group_exists and _order(facts.max_deleted) > _order(facts.last_delivered):
         yield warning(
@@ -163,7 +166,7 @@ def _setting(key: str, facts: StreamFacts) -> str:
 
 
 def _is_wrong(key: str, facts: StreamFacts) -> bool:
-    return any(key == wrong for wrong, _, _ in facts.wrong_types)
+    return any(key == wrong for wrong, _ in facts.wrong_types)
 
 
 def _owner(entry: Pending) -> str:

@@ -12,7 +12,8 @@ def parents(facts: SupervisionFacts) -> Iterator[Finding]:
     """Under whom it runs."""
     if facts.is_running and facts.parents:
         yield ok("runs under", " < ".join(facts.parents))
-    if facts.stop_wait_note:
+    is_told_below = any(program.stop_wait_s < facts.stop_s for program in facts.programs)
+    if facts.stop_wait_note and not is_told_below:
         yield warning("stop", facts.stop_wait_note, "raise stopwaitsecs (supervisord) or TimeoutStopSec (systemd)")
 
 
@@ -21,7 +22,7 @@ def stop_wait(facts: SupervisionFacts) -> Iterator[Finding]:
     for program in facts.programs:
         setting = STOP_SETTING[program.kind]
         text = f"{program.file} [{program.name}]: {setting} is {program.stop_wait_s:g} s"
-        text += f", a stop may take {facts.stop_s:g} s"
+        text += f", a drain may take {facts.stop_s:g} s"
         if program.stop_wait_s < facts.stop_s:
             more = f"set {setting} to {facts.stop_s:.0f} or more, or lower fleet.drain_s"
             yield warning("stop", f"{text}: events in hand are killed and done again", more)

@@ -9,6 +9,7 @@ import resource
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -141,8 +142,10 @@ def _room(path: Path) -> tuple[int | None, float | None]:
 
 def _file_has_password(setup: Setup) -> bool:
     redis, origins = setup.config.redis, setup.config.origins
-    passwords = {"redis.url": urlsplit(redis.url).password, "redis.password": redis.password}
-    return any(value and origins.get(key) == str(setup.file) for key, value in passwords.items())
+    held = {"redis.password"} if redis.password else set()
+    with suppress(ValueError):  # no address: a problem of its own
+        held |= {"redis.url"} if urlsplit(redis.url).password else set()
+    return setup.file is not None and any(origins.get(key) == str(setup.file) for key in held)
 
 
 def _telltales(running: Process | None, children: list[int]) -> Iterator[str]:

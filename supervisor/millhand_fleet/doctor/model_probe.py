@@ -1,11 +1,14 @@
 """Asks the model's server about itself, and about the model."""
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from millhand.address import model_authorization
+from millhand.errors import Unusable
 from millhand.stream import COMMAND_TIMEOUT_S
 from millhand_fleet.doctor.documents import NoDocument, document
 from millhand_fleet.doctor.facts import Loaded, ModelFacts
@@ -35,21 +38,21 @@ async def ask_model(setup: Setup, *, measured: bool) -> ModelFacts:
     if not facts.url:
         return msgspec.structs.replace(facts, is_asleep=True, fault=_fault())
     try:
-        facts = await _look(facts)
-    except NoDocument as error:
+        facts = await _look(facts, model_authorization(model))
+    except (NoDocument, Unusable) as error:
         return msgspec.structs.replace(facts, error=str(error))
     return await _measured(facts, setup) if measured and facts.digest is not None else facts
 
 
-async def _look(facts: ModelFacts) -> ModelFacts:
-    tags = _models(await document(facts.url, "/api/tags", timeout_s=ANSWER_S))
+async def _look(facts: ModelFacts, login: Mapping[str, str]) -> ModelFacts:
+    tags = _models(await document(facts.url, "/api/tags", timeout_s=ANSWER_S, login=login))
     names = {facts.name, f"{facts.name}:latest"}
     digest = next((str(tag.get("digest", "")) for tag in tags if tag.get("name") in names), None)
-    in_memory = await _in_memory(facts.url)
+    in_memory = await _in_memory(facts.url, login)
     loaded = next((row for row in in_memory if row.get("name") in names), None)
     return msgspec.structs.replace(
         facts,
-        version=await _version(facts.url),
+        version=await _version(facts.url, login),
         listed=tuple(str(tag.get("name")) for tag in tags),
         digest=digest,
         loaded=None if loaded is None else _loaded(loaded),
@@ -57,18 +60,18 @@ async def _look(facts: ModelFacts) -> ModelFacts:
     )
 
 
-async def _version(url: str) -> str:
+async def _version(url: str, login: Mapping[str, str]) -> str:
     try:
-        return str((await document(url, "/api/version", timeout_s=ANSWER_S)).get("version", ""))
+        return str((await document(url, "/api/version", timeout_s=ANSWER_S, login=login)).get("version", ""))
     except NoDocument as error:
         if error.status is None:
             raise
         return ""
 
 
-async def _in_memory(url: str) -> list[dict[str, Any]]:
+async def _in_memory(url: str, login: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
-        return _models(await document(url, "/api/ps", timeout_s=ANSWER_S))
+        return _models(await document(url, "/api/ps", timeout_s=ANSWER_S, login=login))
     except NoDocument as error:
         if error.status is None:
             raise

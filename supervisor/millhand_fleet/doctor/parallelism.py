@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from millhand.address import model_authorization
 from millhand.config import Model
 from millhand_fleet.doctor.documents import document
 from millhand_fleet.doctor.facts import Parallel
@@ -51,7 +52,9 @@ def at_once(calls: list[Call]) -> int:
 
 async def _call(url: str, model: Model, number: int) -> Call:
     began_s = time.monotonic()
-    reply = await document(url, "/api/chat", timeout_s=MEASURE_S, body=_request(model, number))
+    reply = await document(
+        url, "/api/chat", timeout_s=MEASURE_S, body=_request(model, number), login=model_authorization(model)
+    )
     ended_s = time.monotonic()
     work_ns = [reply.get(name) for name in ("prompt_eval_duration", "eval_duration")]
     told = sum(part for part in work_ns if isinstance(part, int))

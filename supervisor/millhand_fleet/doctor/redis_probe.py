@@ -7,10 +7,11 @@ from urllib.parse import urlsplit
 import msgspec
 from redis import exceptions
 
-from millhand.address import told
+from millhand.address import refusal_of_tls, told
+from millhand.errors import Unusable, clip
 from millhand.keys import Keys
 from millhand.stream import BLOCK_GRACE_S, BLOCK_MS, RedisError, connect
-from millhand_fleet.doctor.facts import STILL_LOADING, RedisFacts
+from millhand_fleet.doctor.facts import LOGIN_REFUSED, SILENT, STILL_LOADING, RedisFacts
 from millhand_fleet.doctor.permissions import who_may
 from millhand_fleet.doctor.setup import Setup
 from millhand_fleet.embedded.preflight import EmbeddedUnavailable, valkey_binary
@@ -22,6 +23,7 @@ ANSWER_S = 2.0
 PINGS = 5
 CONNECTIONS_EACH = 6  # of a worker: it reads, settles, renews, and has its calls' leave
 CONNECTIONS_OTHERS = 16  # janitor, desk, worker-ctl
+NO_ADDRESS = "redis.url is no address of a Redis"
 LOOPBACK = {"localhost", "127.0.0.1", "::1", ""}
 SETTINGS = (
     "appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy", "timeout", "tcp-keepalive", "save",
@@ -31,14 +33,18 @@ SETTINGS = (
 
 async def ask_redis(setup: Setup) -> RedisFacts:
     """Return what there is to know; a server that does not answer is a fact too."""
-    url = setup.redis_url
-    facts = RedisFacts(told(url), is_embedded=setup.is_redis_embedded)
+    facts = RedisFacts(told(setup.config.redis.url), is_embedded=setup.is_redis_embedded)
+    try:
+        url = setup.redis_url
+    except (Unusable, ValueError) as error:
+        return msgspec.structs.replace(facts, error=clip(str(error)))
+    facts = msgspec.structs.replace(facts, url=told(url))
     if not url:
         return msgspec.structs.replace(facts, is_asleep=True, fault=_fault())
     try:
         redis = connect(url, timeout_s=ANSWER_S)
     except (ValueError, *RedisError):  # whose words may hold a part of the password
-        return msgspec.structs.replace(facts, error="redis.url is no address of a Redis")
+        return msgspec.structs.replace(facts, error=NO_ADDRESS)
     try:
         return await _ask(redis, facts, setup)
     except RedisError as error:
@@ -51,14 +57,14 @@ def _why(error: Exception) -> str:
     """Say why it does not answer."""
     match error:
         case exceptions.AuthenticationError() | exceptions.AuthorizationError():
-            return f"Redis refuses the login: {error}"
+            return f"{LOGIN_REFUSED}: {error}"
         case exceptions.NoPermissionError():
             return f"this user may not even look at it: {error}"
         case exceptions.BusyLoadingError():
             return STILL_LOADING
         case exceptions.TimeoutError():
-            return f"no answer within {ANSWER_S:g} s"
-    return str(error) or type(error).__name__
+            return f"{SILENT} within {ANSWER_S:g} s"
+    return refusal_of_tls(error) or clip(str(error)) or type(error).__name__
 
 
 async def _ask(redis: "Redis", facts: RedisFacts, setup: Setup) -> RedisFacts:
@@ -73,7 +79,7 @@ async def _ask(redis: "Redis", facts: RedisFacts, setup: Setup) -> RedisFacts:
         clock_ahead_s=ahead_s,
         info={name: value for name, value in info.items() if not isinstance(value, dict)},
         settings=await _settings(redis),
-        user=user,
+        user=user or parts.username or "default",
         refused=refused,
         is_remote=parts.scheme != "unix" and (parts.hostname or "") not in LOOPBACK,
         is_encrypted=parts.scheme == "rediss",

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,15 @@ class Setup(msgspec.Struct, frozen=True):
 
     @property
     def redis_url(self) -> str:
-        """Where Redis is, with the password; "" if it is an embedded one that does not run."""
-        with suppress(Unusable):  # which is among the problems
-            return self._url(redis_address(self.config.redis), "redis_url")
-        return self.config.redis.url
+        """Where Redis is, with the password; "" if it is an embedded one that does not run. Raises Unusable."""
+        if self.is_redis_embedded:
+            return self._own("redis_url")
+        return redis_address(self.config.redis)
 
     @property
     def model_url(self) -> str:
         """Where the model is; the same."""
-        return self._url(self.config.model.url, "model_url")
+        return self._own("model_url") if self.is_model_embedded else self.config.model.url
 
     @property
     def is_redis_embedded(self) -> bool:
@@ -54,9 +53,7 @@ class Setup(msgspec.Struct, frozen=True):
         """Whether the model is the fleet's own child."""
         return self.config.model.url == EMBEDDED
 
-    def _url(self, configured: str, name: str) -> str:
-        if configured != EMBEDDED:
-            return configured
+    def _own(self, name: str) -> str:
         return str(self.endpoints.get(name, "")) if self.is_running else ""
 
 
@@ -68,6 +65,8 @@ def set_up(file: Path | None) -> Setup:
         redis_address(config.redis)
     except Unusable as error:
         problems = [*problems, str(error)]
+    except ValueError:
+        pass  # no address: that is among the problems
     setup = Setup(config, tuple(problems), file, workers=config.fleet.workers)
     state = StateDir(_state_dir(config))
     try:

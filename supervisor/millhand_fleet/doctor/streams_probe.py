@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from redis import exceptions
 
 from millhand.keys import PARKED_CONSUMER, Keys
 from millhand.stream import connect
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 COUNT_S = 4.0  # for counting the backlog
 HOLDERS_ASKED_MAX = 50
 ABANDONED_LEASES = 2
+LENGTHS = {"stream": "XLEN", "hash": "HLEN", "zset": "ZCARD"}
 TYPES = {
     "input": "stream", "output": "stream", "dead_letter": "stream", "parked": "zset", "attempts": "hash",
     "redrives": "hash", "closed": "zset", "totals": "hash", "gate": "hash", "permits": "zset", "answers": "hash",
@@ -32,7 +34,7 @@ async def ask_streams(setup: Setup) -> StreamFacts:
     redis = connect(setup.redis_url)
     try:
         facts = await _lengths(redis, keys, setup)
-        wrong = {key for key, _, _ in facts.wrong_types}
+        wrong = {key for key, _ in facts.wrong_types}
         if facts.input_exists and keys.input not in wrong:
             facts = await _group(redis, keys, facts)
         if facts.group_exists and keys.input not in wrong:
@@ -43,18 +45,9 @@ async def ask_streams(setup: Setup) -> StreamFacts:
 
 
 async def _lengths(redis: "Redis", keys: Keys, setup: Setup) -> StreamFacts:
-    async with redis.pipeline(transaction=False) as pipeline:
-        for name in TYPES:
-            pipeline.type(getattr(keys, name))
-        types = [found.decode() for found in await pipeline.execute()]
-    found = dict(zip(TYPES, types, strict=True))
-    wrong = tuple(
-        (str(getattr(keys, name)), found[name], wanted)
-        for name, wanted in TYPES.items()
-        if found[name] not in {wanted, "none"}
-    )
-    totals: dict[Any, Any] = await redis.hgetall(keys.totals) if found["totals"] == "hash" else {}
-    lengths = [await redis.xlen(getattr(keys, n)) if found[n] == "stream" else 0 for n in ("output", "dead_letter")]
+    lengths: dict[str, int | None] = {name: await _length(redis, getattr(keys, name), TYPES[name]) for name in TYPES}
+    wrong = tuple((str(getattr(keys, name)), TYPES[name]) for name, length in lengths.items() if length is None)
+    totals: dict[Any, Any] = await redis.hgetall(keys.totals) if lengths["totals"] else {}
     return StreamFacts(
         input=keys.input,
         output=keys.output,
@@ -64,12 +57,22 @@ async def _lengths(redis: "Redis", keys: Keys, setup: Setup) -> StreamFacts:
         lease_s=setup.config.delivery.lease_s,
         host_prefix=consumer_prefix(),
         wrong_types=wrong,
-        input_exists=found["input"] != "none",
+        input_exists=bool(await redis.exists(keys.input)),
         group_exists=False,
         totals={name.decode(): int(value) for name, value in totals.items()},
-        output_length=lengths[0],
-        dead_length=lengths[1],
+        output_length=lengths["output"] or 0,
+        dead_length=lengths["dead_letter"] or 0,
     )
+
+
+async def _length(redis: "Redis", key: str, kind: str) -> int | None:
+    """Return a key's length, 0 where there is none, None where it is of another kind. TYPE needs a right of its own."""
+    try:
+        return int(await redis.execute_command(LENGTHS[kind], key))  # type: ignore[no-untyped-call]
+    except exceptions.ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            return None
+        raise
 
 
 async def _group(redis: "Redis", keys: Keys, facts: StreamFacts) -> StreamFacts:

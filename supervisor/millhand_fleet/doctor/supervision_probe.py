@@ -9,7 +9,7 @@ from pathlib import Path
 from millhand_fleet.doctor.facts import Program, SupervisionFacts
 from millhand_fleet.doctor.processes import Process, ancestors
 from millhand_fleet.doctor.setup import Setup
-from millhand_fleet.supervisor import SERVER_STOP_S, STOP_GRACE_S
+from millhand_fleet.supervisor import STOP_GRACE_S
 
 SUPERVISORD_FILES = (
     "supervisord.conf", "conf/supervisord.conf", "/etc/supervisord.conf", "/etc/supervisor/supervisord.conf",
@@ -21,7 +21,6 @@ STARTS = re.compile(r"worker-ctl\b.*\bup\b")
 STOPWAITSECS = 10.0  # supervisord's own default
 TIMEOUT_STOP_S = 90.0  # systemd's
 UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "": 1.0}
-STOP_ROUNDS = 3  # workers, then janitor and desk, then servers
 
 
 def look_at_supervision(setup: Setup, stop_wait_note: str = "") -> SupervisionFacts:
@@ -42,7 +41,7 @@ def look_at_supervision(setup: Setup, stop_wait_note: str = "") -> SupervisionFa
         programs=tuple(programs),
         unreadable=tuple(unreadable),
         stop_wait_note=stop_wait_note,
-        stop_s=drain_s + STOP_ROUNDS * STOP_GRACE_S + SERVER_STOP_S,
+        stop_s=drain_s + STOP_GRACE_S,
     )
 
 

@@ -73,18 +73,30 @@ export function draw(status) {
 }
 
 function drawState(status, health) {
-  const state = HEADLINES[health.status] ? health.status : "unknown";
   const reasons = health.reasons ?? [];
-  document.body.dataset.status = state;
-  at("mark").setAttribute("d", MARKS[state]);
   const headline = headlineOf(status, health);
-  put("headline", headline);
+  drawHead(HEADLINES[health.status] ? health.status : "unknown", headline, health.fleet ?? status.fleet);
   put("sentence", sentenceOf(status, health));
   list(at("reasons"), reasons, (_, index) => index, () => made("li"), put);
   list(at("notes"), health.notes ?? [], (_, index) => index, () => made("li"), put);
-  document.title = `${headline} · ${health.fleet ?? status.fleet ?? "millhand"}`;
-  drawIcon(state);
   announce(`${headline}. ${reasons.map(unnumbered).join(". ")}`);
+}
+
+function drawHead(state, headline, fleet) {
+  document.body.dataset.status = state;
+  document.title = `${headline} · ${fleet ?? "millhand"}`;
+  at("mark").setAttribute("d", MARKS[state]);
+  put("headline", headline);
+  drawIcon(state);
+}
+
+// Take back the state and its reasons: what was true may not be so any more. The next `draw` puts them there again.
+export function drawSilence() {
+  drawHead("unknown", "No word from the desk", at("fleet").textContent);
+  put("sentence", "How the fleet stands is not known. Below is what was heard last.");
+  at("reasons").replaceChildren();
+  at("notes").replaceChildren();
+  announce("The connection to the desk is lost.");
 }
 
 // A reason without the seconds that run in it: the same one, as long as it lasts.
@@ -99,7 +111,7 @@ function headlineOf(status, health) {
 
 function sentenceOf(status, health) {
   const said = [];
-  if (known(health.workers_ready)) said.push(`${readyOf(health)} ready.`);
+  if (known(health.workers_ready) && !health.reasons?.length) said.push(`${readyOf(health)} ready.`);
   if (health.ready === false) said.push("No event is being enriched.");
   if (health.backlog === 0) said.push("Nothing waits.");
   else if (known(health.backlog)) said.push(waitingSentence(health, status.streams ?? {}));
@@ -123,7 +135,7 @@ function grows(health, streams) {
 
 function drainedOf(health, streams) {
   if (health.backlog === 0) return "nothing waits";
-  if (known(health.drained_in_s)) return span(health.drained_in_s);
+  if (known(health.drained_in_s)) return `about ${span(health.drained_in_s)}`;
   if (grows(health, streams)) return "not at this rate";
   return health.backlog_age_s <= WAITS_BRIEFLY_S ? "keeps up" : NOTHING;
 }
@@ -279,7 +291,7 @@ function doingOf(child) {
   else if (stats.at_the_gate) said.push("waits at the gate");
   else if (stats.in_hand > 0) said.push("works");
   else said.push(child.name.startsWith("worker-") ? "idle" : DUTIES[child.name]);
-  if (stats.oldest_s > 0) said.push(`oldest in hand ${span(stats.oldest_s)}`);
+  if (stats.oldest_s >= 1) said.push(`oldest in hand ${span(stats.oldest_s)}`);
   if (child.state === "ready" && child.restarts > 0 && child.last_exit) {
     said.push(`the one before ended with ${child.last_exit}`);
   }
@@ -380,7 +392,7 @@ function drawFoot(status) {
 // -- telling: to those who listen, only what has changed --------------------------------------------------------------
 
 let announced = "";
-export function announce(text) {
+function announce(text) {
   if (text === announced) return;
   if (announced) put("told", text); // what stands there when the page opens is read anyway
   announced = text;

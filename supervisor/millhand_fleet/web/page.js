@@ -1,6 +1,6 @@
 // The desk's page: follows /live, draws each document that comes, and says so when none does.
 
-import { announce, at, draw, put, recall, remember } from "./draw.js";
+import { at, draw, drawSilence, put, recall, remember } from "./draw.js";
 import { span } from "./words.js";
 
 const LOST_AFTER_MS = 6_000; // a message comes each second: so long without one is a connection that is gone
@@ -12,6 +12,8 @@ let heardAt_ms = performance.now(); // also the moment of opening
 let heardAtClock = "";
 let held = false;
 let latest;
+let drawn; // the latest, or while the page is held still an older one
+let lost = false;
 let polls = false;
 
 function hear(text) {
@@ -19,22 +21,22 @@ function hear(text) {
   heardAt_ms = performance.now();
   heardAtClock = new Date().toLocaleTimeString();
   remember(latest);
-  if (!held) draw(latest);
+  if (!held) drawn = latest;
+  if (!held || lost) draw(drawn);
   drawLink();
 }
 
 function drawLink() {
   const silent_ms = performance.now() - heardAt_ms;
-  const lost = silent_ms > LOST_AFTER_MS;
+  lost = silent_ms > LOST_AFTER_MS;
   document.body.dataset.link = lost ? "lost" : held ? "held" : latest ? "live" : "waiting";
-  const silence = `${Math.floor(silent_ms / 1000)} s`;
+  const silence = span(Math.floor(silent_ms / 1000));
   put("link", lost ? `no news for ${silence}` : linkOf());
   at("lost").hidden = !lost;
   if (!lost) return;
-  const age = span(Math.floor(silent_ms / 1000));
-  const since = latest ? `What you see is ${age} old, from ${heardAtClock}.` : "Nothing was heard yet.";
+  const since = latest ? `What you see is ${silence} old, from ${heardAtClock}.` : "Nothing was heard yet.";
   put("lost", `The desk does not answer. ${since} Trying again.`);
-  announce("The connection to the desk is lost.");
+  drawSilence();
 }
 
 function linkOf() {
@@ -84,7 +86,8 @@ function watch() {
 at("hold").addEventListener("click", () => {
   held = !held;
   at("hold").setAttribute("aria-pressed", String(held));
-  if (!held && latest) draw(latest);
+  drawn = latest;
+  if (!held && drawn) draw(drawn);
   drawLink();
 });
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from millhand.address import model_authorization
 from millhand.config import Model
 from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned, clip
 from millhand.model.answer import Answer
@@ -43,7 +44,10 @@ class OllamaModel:
             base_url=model.url,
             trust_env=False,  # a proxy from the environment would see every event
             follow_redirects=False,
-            headers={"Accept-Encoding": "identity"},  # so that the byte cap counts what is decoded
+            headers={
+                "Accept-Encoding": "identity",  # so that the byte cap counts what is decoded
+                **model_authorization(model),
+            },
             timeout=httpx.Timeout(model.timeout_s, connect=min(CONNECT_TIMEOUT_S, model.timeout_s)),
             limits=httpx.Limits(max_connections=model.concurrency + 2, max_keepalive_connections=model.concurrency + 2),
         )
