@@ -64,7 +64,7 @@ def main(clients: int, seconds: float) -> None:
         f"Python {platform.python_version()}; Valkey frozen, {WORKERS} workers; "
         f"{clients} bad clients, which share the cores with the desk; promised: {PROMISED_S:g} s"
     )
-    table = Table("bad clients", "face", "page", "answers", "median ms", "worst ms", "unanswered")
+    table = Table("bad clients", "face", "page", "answers", "median ms", "worst ms", "lost")
     for number, found in ((0, quiet), (clients, crowded)):
         for (face, page), times_s in sorted(found.items()):
             answered = [one for one in times_s if one < ANSWER_S_MAX]

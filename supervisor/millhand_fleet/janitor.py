@@ -176,8 +176,8 @@ class Janitor:
 
     async def _waiting(self) -> int:
         """Return how many events no worker has been given yet."""
+        groups = await self._redis.xinfo_groups(self._keys.input)  # before the stream: it is never behind its group
         info = await self._redis.xinfo_stream(self._keys.input)
-        groups = await self._redis.xinfo_groups(self._keys.input)
         delivered = next((row["last-delivered-id"] for row in groups if row["name"] == self._keys.group.encode()), None)
         if delivered is None:
             raise exceptions.ResponseError(

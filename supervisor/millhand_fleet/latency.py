@@ -43,13 +43,18 @@ class Measurements:
 
     def __init__(self) -> None:
         self._totals = {name: [0.0] * length for name, length in LENGTHS.items()}
-        self._last: dict[str, dict[str, list[float]]] = {}
+        self._last: dict[str, dict[str, list[float]]] | None = None
         self._history = History(keep_s=LATENCY_OVER_S)
 
     def take(self, at_s: float, counts: dict[str, dict[str, list[float]]]) -> None:
-        """Take in what every worker that lives has counted since it began, by its identity."""
+        """Take in what every worker that lives has counted since it began, by its identity.
+
+        What they had counted before the first time is left out: an earlier desk has told it, and Prometheus would take
+        it for new.
+        """
+        known = counts if self._last is None else self._last
         for identity, now in counts.items():
-            last = self._last.get(identity, {})
+            last = known.get(identity, {})
             for name, total in self._totals.items():
                 before, after = _padded(last.get(name, []), len(total)), _padded(now.get(name, []), len(total))
                 rises = (max(0, new - old) for new, old in zip(after, before, strict=True))

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from millhand import __version__
 from millhand.histogram import BOUNDS_S
+from millhand.verdict import Reason
 from millhand_fleet.gate_view import GateView
 from millhand_fleet.health import STATUSES, judge_health
 from millhand_fleet.snapshot import Snapshot, StreamsView
@@ -129,7 +130,10 @@ def _counters(streams: StreamsView) -> Iterator[Metric]:
     yield _counter("retired_consumers", "Consumers forgotten after their process ended.", streams.retired)
     yield _counter("lost_events", "Events gone with a stream that somebody deleted.", streams.lost)
     yield _counter("recreated_groups", "Times the consumer group had vanished.", streams.groups_recreated)
-    yield _counted("dead_letters", "Events buried, by reason.", "reason", streams.dead_by_reason)
+    reasons = {
+        reason.value: 0 for reason in Reason
+    } | streams.dead_by_reason  # where a series begins at 1, no rise is seen
+    yield _counted("dead_letters", "Events buried, by reason.", "reason", reasons)
     lookups = {"hit": streams.cache_hits, "joined": streams.cache_joined, "miss": streams.cache_misses}
     yield _counted("cache_lookups", "Questions looked up in the cache.", "result", lookups)
 

@@ -178,8 +178,8 @@ class Observer:
 
     async def _streams(self) -> StreamsView:
         keys = self._keys
-        info = await self._redis.xinfo_stream(keys.input)
         groups = await self._redis.xinfo_groups(keys.input)
+        info = await self._redis.xinfo_stream(keys.input)  # after the group: all that was delivered is in it
         group = next((row for row in groups if row["name"] == keys.group.encode()), None)
         if group is None:
             raise exceptions.ResponseError(f"NOGROUP the stream {keys.input} has no group {keys.group}")

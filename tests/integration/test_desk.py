@@ -4,9 +4,10 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -141,6 +142,24 @@ async def test_health_counts_what_waits_what_is_in_hand_and_what_is_settled(
     }
     assert counter.observer.snapshot.streams.parked == 1
     assert counter.observer.snapshot.streams.dead_by_reason == {"timeout": 1}
+
+
+async def test_events_that_come_and_go_between_two_looks_make_no_backlog_below_none(
+    race: Race, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group and the stream are looked at one after the other, and the fleet does not wait for that."""
+    redis = counter.observer._redis
+
+    async def and_go_on(look: Callable[[str], Awaitable[Any]], stream: str) -> Any:
+        found = await look(stream)
+        await race.delivered()
+        return found
+
+    monkeypatch.setattr(redis, "xinfo_stream", partial(and_go_on, redis.xinfo_stream))
+    monkeypatch.setattr(redis, "xinfo_groups", partial(and_go_on, redis.xinfo_groups))
+    assert {(await counter.health())["backlog"] for _ in range(5)} <= {0, 1}
+    monkeypatch.undo()
+    assert (await counter.health())["backlog"] == 0
 
 
 async def test_backlog_stays_exact_through_deletions_and_trims(race: Race, counter: Counter) -> None:

@@ -25,7 +25,8 @@ METRIC = re.compile(r"\b(?:millhand|redis)_[a-z_]+\b")
 
 def exposition() -> str:
     """Return the metrics of a fleet with something of everything."""
-    worker = {"name": "worker-1", "state": "ready", "restarts": 1, "stats": {"in_hand": 1, "oldest_s": 2.0}}
+    stats = {"in_hand": 1, "oldest_s": 2.0, "log_dropped": 0}
+    worker = {"name": "worker-1", "state": "ready", "restarts": 1, "stats": stats}
     janitor = {"name": "janitor", "state": "ready", "restarts": 0, "stats": {"sweeps": 1, "sweep": {"examined": 1}}}
     snapshot = Snapshot(
         "events",

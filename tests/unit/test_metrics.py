@@ -9,6 +9,7 @@ from millhand import __version__
 from millhand.histogram import BOUNDS_S
 from millhand.keys import Keys
 from millhand.layers import load
+from millhand.verdict import Reason
 from millhand_fleet.gate_view import GateView
 from millhand_fleet.latency import Measured
 from millhand_fleet.metrics import render
@@ -98,7 +99,7 @@ def samples(snapshot: Snapshot) -> Samples:
 
 def test_the_metrics_say_what_the_snapshot_says() -> None:
     group = (("db", "db4"), ("group", "enrichers"), ("stream", "{events}:raw"))
-    assert samples(SNAPSHOT) == {
+    expected: Samples = {
         ("millhand_build_info", (("python", platform.python_version()), ("version", __version__))): 1,
         ("millhand_health", (("status", "ok"),)): 0,
         ("millhand_health", (("status", "degraded"),)): 1,
@@ -176,9 +177,11 @@ def test_the_metrics_say_what_the_snapshot_says() -> None:
         ("millhand_success_ratio", (("window", "all"),)): 0.75,
         ("millhand_success_ratio", (("window", "1m"),)): 1,
         ("millhand_success_ratio", (("window", "5m"),)): 0.5,
+        **{("millhand_dead_letters_total", (("reason", reason.value),)): 0 for reason in Reason},
         ("millhand_dead_letters_total", (("reason", "timeout"),)): 15,
         ("millhand_dead_letters_total", (("reason", "malformed"),)): 5,
     }
+    assert samples(SNAPSHOT) == expected
 
 
 def test_counts_are_counters_and_states_are_gauges() -> None:
@@ -219,6 +222,12 @@ def test_a_fleet_that_has_just_begun_has_its_counters_at_nought() -> None:
     found = samples(Snapshot("events", 0.0, "tiny:1b"))
     assert found["millhand_enriched_events_total", ()] == 0
     assert found["millhand_redis_up", ()] == 0
+
+
+def test_the_first_dead_letter_of_a_reason_is_a_rise() -> None:
+    """Prometheus sees none in a series that begins at 1, and the alarm would miss the first burst."""
+    none_yet = samples(Snapshot("events", 0.0, "tiny:1b"))
+    assert {none_yet["millhand_dead_letters_total", (("reason", reason.value),)] for reason in Reason} == {0}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ export function draw(status) {
   drawState(status, health);
   drawRace(health, streams);
   put("backlog", count(health.backlog));
+  put("backlog-unit", health.backlog === 1 ? "event" : "events");
   put("backlog-age", health.backlog_age_s === null ? "none" : span(health.backlog_age_s));
   put("drained", drainedOf(health, streams));
   drawRates(streams.in_per_s, health.enriched_per_s);

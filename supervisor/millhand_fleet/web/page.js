@@ -31,7 +31,7 @@ function drawLink() {
   lost = silent_ms > LOST_AFTER_MS;
   document.body.dataset.link = lost ? "lost" : held ? "held" : latest ? "live" : "waiting";
   const silence = span(Math.floor(silent_ms / 1000));
-  put("link", lost ? `no news for ${silence}` : linkOf());
+  put("link", lost ? `lost ${silence} ago` : linkOf());
   at("lost").hidden = !lost;
   if (!lost) return;
   const since = latest ? `What you see is ${silence} old, from ${heardAtClock}.` : "Nothing was heard yet.";
