@@ -48,7 +48,8 @@ class Child:
         self.kill_at: float | None = None
         self.killed = False
         if spec.stacks:
-            Path(spec.stacks).unlink(missing_ok=True)  # those of an earlier life are in the log
+            with suppress(OSError):
+                Path(spec.stacks).unlink(missing_ok=True)  # those of an earlier life are in the log
         self.line, end = Line.pair()
         birth = Birth(spec.name, end, os.getpid(), spec.stacks)
         self._process = _spawn.Process(target=spec.target, args=(*spec.args(self.identity), birth), name=spec.name)

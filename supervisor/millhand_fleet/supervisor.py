@@ -12,6 +12,7 @@ from millhand.pulse import MESSAGE_BYTES_MAX
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError
 from millhand_fleet.child import Child, Spec
 from millhand_fleet.restarts import Wear, after_exit
+from millhand_fleet.rolling import Rolling
 from millhand_fleet.slot import Slot, Slots, exit_text, is_worker, number_of, shortened, worker_name
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, OperatorPause
 from millhand_fleet.states import converge, in_crash_loop
@@ -34,8 +35,7 @@ class Supervisor:
         self._outside = outside
         self._tell = outside.tell
         self._slots = Slots()
-        self._generation = 0  # a child of an earlier one is to be replaced
-        self._rolling: str | None = None  # what for: restart, reload, recycle
+        self._rolling = Rolling(self._slots)
         self._crash_loop = False
         self._stop_requested = self._reload_requested = False
         self._cleared = False  # the janitor has been through once: workers may read
@@ -182,17 +182,11 @@ class Supervisor:
                 return  # told already
 
     def _roll(self, what: str, concerns: frozenset[str]) -> dict[str, Any]:
-        """Have the children of these roles replaced: janitor and desk at once, the workers one by one."""
-        for name in concerns & {"janitor", "desk"}:
-            if child := self._slots.child(name):
-                self._send_away(child, what, SERVER_STOP_S)
-        if "worker" not in concerns:
-            return {"rolling": None, "workers": 0}
-        self._generation += 1
-        workers = sum(slot.child is not None for slot in self._slots.workers().values())
-        self._rolling = what if workers else None
-        self._tell.info("fleet.rolling", what=what, workers=workers)
-        return {"rolling": self._rolling, "workers": workers}
+        """Have the children of these roles replaced."""
+        workers = self._rolling.begin(what, concerns)
+        if concerns and self._rolling.what:
+            self._tell.info("fleet.rolling", what=what, workers=workers)
+        return {"rolling": self._rolling.what, "workers": workers}
 
     def _on_ready(self, name: str, child: Child) -> None:
         self._tell.info("child.ready", name=name, pid=child.pid, after_s=round(child.lived_s, 2))
@@ -256,19 +250,14 @@ class Supervisor:
         self._ensure("janitor", lambda: roles.janitor(self._slots.consumers()))
         if not self._cleared:
             return
-        states = [slot.as_worker(name, self._generation) for name, slot in self._slots.workers().items()]
+        states = [slot.as_worker(name, self._rolling.generation) for name, slot in self._slots.workers().items()]
         change = converge(states, self._desired.value)
         for number in change.closed:
             self._close(worker_name(number))
         for name in [*self._slots.workers(), *map(worker_name, change.opened)]:
             self._ensure(name, lambda name=name: roles.worker(number_of(name)))  # type: ignore[misc]
         for slot in self._slots.workers().values():
-            if (
-                slot.child
-                and slot.told_pause != self._pause.value
-                and slot.child.line.send({"pause": self._pause.value})
-            ):
-                slot.told_pause = self._pause.value
+            slot.tell_pause(paused=self._pause.value)
 
     def _ensure(self, name: str, spec: Callable[[], Spec]) -> None:
         """Start a child in this slot if there is none and it is due."""
@@ -283,7 +272,7 @@ class Supervisor:
             delay_s = self._delay_after_failure(slot, 0.0, TICK_S)
             self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
             return
-        slot.admit(child, self._generation, random.random())  # noqa: S311 - jitter, no secret
+        slot.admit(child, self._rolling.generation, random.random())  # noqa: S311 - jitter, no secret
         self._tell.info("child.started", name=name, pid=child.pid)
         if is_worker(name):
             self._tell_janitor({"born": child.identity})
@@ -294,8 +283,9 @@ class Supervisor:
         if slot.child is None:
             del self._slots[name]
             return
-        old = slot.generation < self._generation
-        why = (self._rolling or "restart") if old else f"recycle: {slot.worn}" if slot.worn else "scale"
+        old = slot.generation < self._rolling.generation
+        slot.replaced = slot.is_old(self._rolling.generation)
+        why = (self._rolling.what or "restart") if old else f"recycle: {slot.worn}" if slot.worn else "scale"
         self._send_away(slot.child, why, self._blueprint.drain_s)
 
     def _send_away(self, child: Child, why: str, within_s: float) -> None:
@@ -330,9 +320,11 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Tell when a rolling replacement is over, and when a crash loop begins and ends."""
-        if self._rolling and not self._slots.old_left(self._generation):
-            self._tell.info("fleet.rolled", what=self._rolling)
-            self._rolling, self._reported = None, 0.0
+        for child in self._rolling.whose_turn():
+            self._send_away(child, self._rolling.what or "restart", SERVER_STOP_S)
+        if what := self._rolling.end():
+            self._tell.info("fleet.rolled", what=what)
+            self._reported = 0.0
         janitor = self._slots.get("janitor", Slot())
         loop = in_crash_loop([slot.failures for slot in self._slots.workers().values()], janitor.failures)
         if loop != self._crash_loop:
@@ -349,8 +341,7 @@ class Supervisor:
         self._reported = now
         for name, slot in self._slots.items():
             slot.measure(self._blueprint.wear if is_worker(name) else Wear())
-        if not self._rolling and self._slots.old_left(self._generation):
-            self._rolling = "recycle"
+        self._rolling.notice_the_worn()
         self._outside.notify.status(self._in_a_line())
         if desk := self._slots.child("desk"):
             picture = self._picture()
@@ -360,13 +351,12 @@ class Supervisor:
                 desk.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
 
     def _picture(self) -> dict[str, Any]:
-        left = self._slots.old_left(self._generation)
         return {
             "desired": self._desired.value,
             "pid": os.getpid(),
             "paused": self._pause.value,
             "crash_loop": self._crash_loop,
-            "rolling": {"what": self._rolling, "left": left} if self._rolling else None,
+            "rolling": self._rolling.told(),
             "stop_wait_note": self._outside.stop_wait_note,
             "children": self._slots.rows(),
         }
@@ -377,7 +367,7 @@ class Supervisor:
             f"{self._slots.ready_workers()} of {self._desired.value} workers ready",
             *(word for word, so in words.items() if so),
         ]
-        return ", ".join([*said, f"rolling {self._rolling}"] if self._rolling else said)
+        return ", ".join([*said, f"rolling {self._rolling.what}"] if self._rolling.what else said)
 
     def _answer(self) -> None:
         for child, answer in self._answers:

@@ -112,7 +112,7 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
 @as_json_option
 @click.pass_obj
 def restart(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> None:  # noqa: FBT001 - click's signature
-    """Replace the workers one by one, each only when its successor is ready; janitor and desk too.
+    """Replace the workers one by one, each only when its successor is ready; then janitor and desk.
 
     The supervisor stays: for a new version of millhand, stop the fleet and start it.
 
@@ -187,14 +187,19 @@ def _not_drained(status: dict[str, Any]) -> NoReturn:
 def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_json: bool) -> None:
     """Tell of a rolling replacement that has begun; wait for its end, if so many seconds are given."""
     changed = f" ({', '.join(answer['changed'])})" if answer.get("changed") else ""
-    if answer["rolling"] is None and answer.get("changed") == []:
+    if answer.get("changed") == []:
         _tell(answer, "nothing has changed, so nothing is replaced", as_json=as_json)
         return
     if wait_s is not None:
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
     done = "replaced" if wait_s is not None else "replacing, one by one"
-    _tell(answer, f"{done}: {answer['workers']} workers{changed}", as_json=as_json)
+    text = (
+        f"{done}: {answer['workers']} workers{changed}"
+        if answer["workers"]
+        else f"taken over, no worker replaced{changed}"
+    )
+    _tell(answer, text, as_json=as_json)
 
 
 def _not_rolled(status: dict[str, Any]) -> NoReturn:
