@@ -43,6 +43,7 @@ class Supervisor:
         self._unusable: str | None = None
         self._reported = 0.0
         self._remembered = set[int]()
+        self._orders: list[tuple[Child, dict[str, Any]]] = []
         self._answers: list[tuple[Child, dict[str, Any]]] = []
 
     def request_stop(self) -> None:
@@ -61,6 +62,7 @@ class Supervisor:
             self._hear()
             self._reap()
             self._kill_overdue()
+            self._obey_orders()
             if self._stopping:
                 self._outside.notify.stopping()
                 if not self._stop_in_order():
@@ -96,12 +98,20 @@ class Supervisor:
             if slot.child is None:
                 continue
             was_ready = slot.child.ready
-            for order in slot.child.hear():
-                self._obey(slot.child, order)
+            self._orders += [(slot.child, order) for order in slot.child.hear()]
             if slot.child.ready and not was_ready:
                 self._on_ready(name, slot.child)
             if slot.child.unusable and not self._worked:
                 self._unusable = slot.child.unusable
+
+    def _obey_orders(self) -> None:
+        """Obey what was ordered. It may take long (a slow disk, a plug-in's import), so nobody is judged after it.
+
+        Who has beaten meanwhile is heard in the next tick, before anybody is killed for his silence.
+        """
+        orders, self._orders = self._orders, []
+        for child, order in orders:
+            self._obey(child, order)
 
     def _obey(self, child: Child, order: dict[str, Any]) -> None:
         """Carry an order out. Its answer follows the next picture: whoever has the one has seen the other."""

@@ -1,5 +1,6 @@
 """A supervisor whose children are made of paper, on a clock that stands still."""
 
+from collections.abc import Callable
 from typing import Any
 
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError, Renewal, Roles
@@ -120,6 +121,7 @@ class PaperFleet:
         self.refuse: dict[str, OSError] = {}
         self.notify = PaperNotify()
         self.renewal: Renewal | RefusedError = RefusedError("invalid", "there is no other configuration")
+        self.while_renewing: Callable[[], None] = lambda: None
         self.remembered: list[list[int]] = []
         self.roles = Roles(
             servers=(self._spec("valkey", beats=False), self._spec("model")),
@@ -135,6 +137,7 @@ class PaperFleet:
         return Blueprint(self.roles, drain_s, wear)
 
     def _renew(self) -> Renewal:
+        self.while_renewing()
         if isinstance(self.renewal, RefusedError):
             raise self.renewal
         return self.renewal

@@ -434,3 +434,15 @@ def test_systemd_is_told_how_the_fleet_is(fleet: PaperFleet) -> None:
     fleet.supervisor.request_stop()
     fleet.tick()
     assert "stopping" in fleet.notify.said
+
+
+def test_a_reload_that_takes_long_costs_no_child_its_life(fleet: PaperFleet) -> None:
+    """F12: a plug-in may import for half a minute. Nobody was silent all the while: nobody was listened to."""
+
+    def be_long() -> None:
+        for child in fleet.living:
+            child.late = "silent for 20 s"
+
+    fleet.while_renewing = be_long
+    fleet.order("reload")
+    assert fleet.tales("child.killed") == []
