@@ -36,12 +36,13 @@ def stop_wait_note(environment: Mapping[str, str], needed_s: float) -> str | Non
 
 def _supervisord_waits_s(environment: Mapping[str, str]) -> float | None:
     """Ask the supervisord that started us for this program's stopwaitsecs."""
-    url, name = environment.get("SUPERVISOR_SERVER_URL", ""), environment.get("SUPERVISOR_PROCESS_NAME")
+    url = environment.get("SUPERVISOR_SERVER_URL", "")
+    ours = environment.get("SUPERVISOR_GROUP_NAME"), environment.get("SUPERVISOR_PROCESS_NAME")
     if not url.startswith(UNIX):
         return None
     with suppress(OSError, HTTPException, xmlrpc.client.Error, ExpatError, KeyError, ValueError):
         rows: Any = _call(url.removeprefix(UNIX), "supervisor.getAllConfigInfo")
-        return next((float(row["stopwaitsecs"]) for row in rows if row["name"] == name), None)
+        return next((float(row["stopwaitsecs"]) for row in rows if (row["group"], row["name"]) == ours), None)
     return None
 
 

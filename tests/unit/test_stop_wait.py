@@ -11,9 +11,14 @@ from millhand_fleet.stop_wait import seconds_of, stop_wait_note
 SUPERVISORD = {
     "SUPERVISOR_ENABLED": "1",
     "SUPERVISOR_SERVER_URL": "unix:///run/supervisor.sock",
+    "SUPERVISOR_GROUP_NAME": "fleets",
     "SUPERVISOR_PROCESS_NAME": "millhand",
 }
-ROWS = [{"name": "other", "stopwaitsecs": 1}, {"name": "millhand", "stopwaitsecs": 10}]
+ROWS = [
+    {"group": "fleets", "name": "other", "stopwaitsecs": 1},
+    {"group": "others", "name": "millhand", "stopwaitsecs": 2},
+    {"group": "fleets", "name": "millhand", "stopwaitsecs": 10},
+]
 
 
 @pytest.fixture
