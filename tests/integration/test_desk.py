@@ -340,6 +340,20 @@ async def test_an_output_that_is_no_stream_takes_nothing_else_from_the_picture(r
 # -- trouble ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("where", "field"), [("totals", "enriched"), ("gate", "open"), ("gate", "strikes")])
+async def test_a_number_that_a_foreign_hand_has_spoilt_is_told_and_does_not_end_the_desk(
+    counter: Counter, race: Race, where: str, field: str
+) -> None:
+    """The page that shows what is wrong must not be what goes first."""
+    key = getattr(race.keys, where)
+    await race.redis.hset(key, field, "inf" if field == "strikes" else "much")
+    health = await counter.health()
+    assert health["status"] == "down"
+    assert health["reasons"][0].startswith("redis does not answer: ")
+    await race.redis.hdel(key, field)
+    assert (await counter.health())["status"] != "down"
+
+
 @pytest.mark.parametrize("trouble", ["killed", "frozen"])
 async def test_desk_says_down_while_redis_is_away_and_keeps_its_last_numbers(
     start_redis: StartRedis, trouble: str
