@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -22,6 +23,7 @@ REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
 STARTS_AT_ONCE = max(4, 2 * len(os.sched_getaffinity(0)))  # workers that import: more would only make all of them late
+NEWS_MAX = 8 * WORKERS_MAX  # births and deaths that no janitor was there to hear
 ANSWER_CHARS_MAX = MESSAGE_BYTES_MAX // 8  # of an answer's text, whatever its characters take
 
 
@@ -43,6 +45,7 @@ class Supervisor:
         self._unusable: str | None = None
         self._reported = 0.0
         self._remembered = set[int]()
+        self._news = deque[dict[str, Any]](maxlen=NEWS_MAX)  # for the janitor
         self._orders: list[tuple[Child, dict[str, Any]]] = []
         self._answers: list[tuple[Child, dict[str, Any]]] = []
 
@@ -71,6 +74,7 @@ class Supervisor:
                 self._reload_if_requested()
                 self._converge()
                 self._judge()
+            self._pass_on_news()
             self._remember()
             self._report()
             self._answer()
@@ -385,5 +389,11 @@ class Supervisor:
         self._answers.clear()
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
-        if janitor := self._slots.child("janitor"):
-            janitor.line.send(message)
+        self._news.append(message)
+        self._pass_on_news()
+
+    def _pass_on_news(self) -> None:
+        """Tell the janitor who was born and who died; what it cannot hear now, it or its successor hears later."""
+        janitor = self._slots.child("janitor")
+        while self._news and janitor and not janitor.stopping and janitor.line.send(self._news[0]):
+            self._news.popleft()
