@@ -112,6 +112,11 @@ def test_a_fleet_whose_supervisord_was_killed_goes_on_and_makes_room_for_the_nex
     assert "stopwaitsecs in supervisord's configuration is 3 s" in status["stop_wait_note"]
     assert hasty.fleet.told("fleet.stop_wait_too_short")[0]["detail"] == status["stop_wait_note"]
 
+    conf = str(hasty.folder / "conf" / "supervisord.conf")
+    hangup = [str(BIN / "supervisorctl"), "-c", conf, "signal", "HUP", "millhand"]
+    subprocess.run(hangup, capture_output=True, timeout=30, check=True)
+    eventually(lambda: hasty.fleet.told("fleet.reloaded"), 30)
+
     streams.produce(100, "event {n} [[fake delay=0.2]]")
     hasty.process.kill()
     hasty.process.wait(10)

@@ -27,7 +27,14 @@ def load_config(file: Path | None, flags: dict[str, Any] | None = None) -> Confi
 
 def found_file() -> Path | None:
     """Return the file that is used when none is named."""
-    return next((place for place in PLACES if place.is_file()), None)
+    return next((place for place in PLACES if _is_there(place)), None)
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except PermissionError:  # sudo -u leaves a user in a folder that is not his
+        return False
 
 
 def redis_url(config: Config) -> str:
