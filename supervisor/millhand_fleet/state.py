@@ -67,6 +67,13 @@ class StateDir:
             os.close(descriptor)
         return False
 
+    def holder(self) -> int:
+        """Return the process of the supervisor that holds the directory, or held it last; 0 where not known."""
+        try:
+            return _two_numbers((self.path / LOCK).read_bytes())[0]
+        except OSError:
+            return 0
+
     def read(self, name: str) -> dict[str, Any]:
         """Return a state file's object; empty if there is none, or none that can be read."""
         try:
