@@ -163,7 +163,7 @@ async def test_cancelling_the_wait_cancels_the_work() -> None:
 
 
 def test_a_signal_that_comes_after_the_end_of_the_loop_spoils_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F14: a second SIGTERM, or that of the kernel, while the interpreter is going down."""
+    """A second SIGTERM, or that of the kernel, while the interpreter is going down."""
     handlers: dict[int, Callable[[], None]] = {}
     monkeypatch.setattr("millhand.stop.signal.signal", handlers.__setitem__)
 
