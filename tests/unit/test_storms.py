@@ -84,7 +84,7 @@ def test_a_fleet_converges_after_any_storm(
     new_fleet: Callable[..., PaperFleet], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """F12, F16: as many workers as are wanted, each told of the pause, and each known to the janitor: no other is."""
-    monkeypatch.setattr(StateDir, "write", lambda *_: None)  # which waits for the disk
+    monkeypatch.setattr(StateDir, "write", lambda *_, **__: None)  # which waits for the disk
     fleet = new_fleet(workers=seed % 5)
     storm = Storm(fleet, seed)
     for _ in range(STEPS):
