@@ -12,7 +12,8 @@ from typing import Any
 from millhand.pulse import MESSAGE_BYTES_MAX
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError
 from millhand_fleet.child import Child, Spec
-from millhand_fleet.restarts import Wear, after_exit
+from millhand_fleet.notify import status_line
+from millhand_fleet.restarts import Wear
 from millhand_fleet.rolling import Rolling
 from millhand_fleet.slot import Slot, Slots, exit_text, is_worker, number_of, shortened, worker_name
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, OperatorPause
@@ -61,6 +62,7 @@ class Supervisor:
         """Tick until everything has stopped. Return why the fleet cannot be used, None after a stop by request."""
         self._tell.info("supervisor.started", pid=os.getpid(), workers=self._desired.value, paused=self._pause.value)
         self._outside.notify.ready()
+        self._warn_of_a_short_stop()
         while True:
             self._hear()
             self._reap()
@@ -180,12 +182,17 @@ class Supervisor:
         finally:
             self._outside.notify.ready()
         self._blueprint = renewal.blueprint
+        self._warn_of_a_short_stop()
         try:
             self._desired.configure(renewal.workers)
         except OSError as error:
             self._tell.error("fleet.not_scaled", workers=renewal.workers, before=self._desired.value, error=str(error))
         self._tell.info("fleet.reloaded", changed=list(renewal.changed), workers=self._desired.value)
         return {**self._roll("reload", renewal.concerns), "changed": list(renewal.changed)}
+
+    def _warn_of_a_short_stop(self) -> None:
+        if self._blueprint.stop_wait_note:
+            self._tell.warning("fleet.stop_wait_too_short", detail=self._blueprint.stop_wait_note)
 
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
@@ -227,7 +234,7 @@ class Supervisor:
                     del self._slots[name]
             else:
                 slot.restarts += 1
-                delay_s = self._delay_after_failure(slot, child.lived_s)
+                delay_s = slot.fail(child.lived_s, time.monotonic(), random.random())  # noqa: S311 - jitter, no secret
                 see = {"see": child.spec.log_file} if child.spec.log_file else {}
                 self._tell.warning("child.died", name=name, exit=slot.last_exit, restart_in_s=round(delay_s, 2), **see)
             child.bury()
@@ -239,14 +246,6 @@ class Supervisor:
             self._tell.error("child.unusable", name=child.spec.name, detail=child.unusable)
             if not self._worked:
                 self._unusable = child.unusable
-
-    @staticmethod
-    def _delay_after_failure(slot: Slot, lived_s: float, at_least_s: float = 0.0) -> float:
-        """Count a failure; return in how many seconds the slot's next child is due."""
-        slot.failures, delay_s = after_exit(slot.failures, lived_s, random.random())  # noqa: S311 - jitter, no secret
-        delay_s = max(delay_s, at_least_s)
-        slot.not_before = time.monotonic() + delay_s
-        return delay_s
 
     def _kill_overdue(self) -> None:
         for child in self._slots.children():
@@ -283,7 +282,7 @@ class Supervisor:
         try:
             child = Child(spec())
         except OSError as error:
-            delay_s = self._delay_after_failure(slot, 0.0, TICK_S)
+            delay_s = slot.fail(0.0, time.monotonic(), random.random(), TICK_S)  # noqa: S311 - jitter, no secret
             self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
             return
         slot.admit(child, self._rolling.generation, random.random())  # noqa: S311 - jitter, no secret
@@ -371,17 +370,14 @@ class Supervisor:
             "paused": self._pause.value,
             "crash_loop": self._crash_loop,
             "rolling": self._rolling.told(),
-            "stop_wait_note": self._outside.stop_wait_note,
+            "stop_wait_note": self._blueprint.stop_wait_note,
             "children": self._slots.rows(),
         }
 
     def _in_a_line(self) -> str:
-        words = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
-        said = [
-            f"{self._slots.ready_workers()} of {self._desired.value} workers ready",
-            *(word for word, so in words.items() if so),
-        ]
-        return ", ".join([*said, f"rolling {self._rolling.what}"] if self._rolling.what else said)
+        so = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
+        so[f"rolling {self._rolling.what}"] = self._rolling.what is not None
+        return status_line(self._slots.ready_workers(), self._desired.value, so)
 
     def _answer(self) -> None:
         for child, answer in self._answers:

@@ -1,5 +1,7 @@
 """The supervisor's orders beyond a count, recycling, crash loops, and what is told of it all."""
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.paper_fleet import DRAIN_S, NO_WEAR, PaperFleet
 
@@ -446,3 +448,13 @@ def test_a_reload_that_takes_long_costs_no_child_its_life(fleet: PaperFleet) -> 
     fleet.while_renewing = be_long
     fleet.order("reload")
     assert fleet.tales("child.killed") == []
+
+
+def test_a_reload_that_lets_a_drain_take_longer_than_whoever_runs_us_waits_is_told(fleet: PaperFleet) -> None:
+    """F15: as at the start."""
+    note = "stopwaitsecs is 45 s"
+    assert picture(fleet)["stop_wait_note"] is None
+    fleet.renewal = Renewal(replace(fleet.blueprint(drain_s=90.0), stop_wait_note=note), 3, ("fleet.drain_s",))
+    fleet.order("reload")
+    assert picture(fleet)["stop_wait_note"] == note
+    assert fleet.tales("fleet.stop_wait_too_short") == [{"detail": note}]
