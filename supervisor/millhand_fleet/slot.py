@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millhand_fleet.child import Child
-from millhand_fleet.restarts import HEALTHY_AFTER_S, Wear, worn_by
+from millhand_fleet.restarts import HEALTHY_AFTER_S, Wear, after_exit, worn_by
 from millhand_fleet.states import State, Worker, state_of
 
 WORKER = "worker-"
@@ -41,6 +41,13 @@ class Slot:
         """Take in a new child."""
         self.child, self.generation, self.wear_jitter = child, generation, wear_jitter
         self.worn, self.replaced, self.rss_mib, self.told_pause = None, False, 0.0, False
+
+    def fail(self, lived_s: float, now_s: float, jitter: float, at_least_s: float = 0.0) -> float:
+        """Count a failure; return in how many seconds the next child is due."""
+        self.failures, delay_s = after_exit(self.failures, lived_s, jitter)
+        delay_s = max(delay_s, at_least_s)
+        self.not_before = now_s + delay_s
+        return delay_s
 
     def measure(self, wear: Wear) -> None:
         """Look at the child: how large it is, whether it is worn out, whether it has lived down its failures."""

@@ -164,7 +164,7 @@ class Observer:
                 "gate": await look_at_gate(self._redis, self._keys, self._config),
                 **await self._outputs(),
             }
-        except (*RedisError, KeyError, Unusable) as error:
+        except (*RedisError, KeyError, ValueError, OverflowError, Unusable) as error:  # or what it holds is no number
             redis, seen = RedisView(error=str(error) or type(error).__name__), {}  # the last numbers stay
             self._config_is_forbidden = False
             if is_stale(error):

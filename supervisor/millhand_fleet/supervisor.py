@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -11,7 +12,8 @@ from typing import Any
 from millhand.pulse import MESSAGE_BYTES_MAX
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError
 from millhand_fleet.child import Child, Spec
-from millhand_fleet.restarts import Wear, after_exit
+from millhand_fleet.notify import status_line
+from millhand_fleet.restarts import Wear
 from millhand_fleet.rolling import Rolling
 from millhand_fleet.slot import Slot, Slots, exit_text, is_worker, number_of, shortened, worker_name
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, OperatorPause
@@ -22,6 +24,7 @@ REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
 STARTS_AT_ONCE = max(4, 2 * len(os.sched_getaffinity(0)))  # workers that import: more would only make all of them late
+NEWS_MAX = 8 * WORKERS_MAX  # births and deaths that no janitor was there to hear
 ANSWER_CHARS_MAX = MESSAGE_BYTES_MAX // 8  # of an answer's text, whatever its characters take
 
 
@@ -43,6 +46,8 @@ class Supervisor:
         self._unusable: str | None = None
         self._reported = 0.0
         self._remembered = set[int]()
+        self._news = deque[dict[str, Any]](maxlen=NEWS_MAX)  # for the janitor
+        self._orders: list[tuple[Child, dict[str, Any]]] = []
         self._answers: list[tuple[Child, dict[str, Any]]] = []
 
     def request_stop(self) -> None:
@@ -57,10 +62,12 @@ class Supervisor:
         """Tick until everything has stopped. Return why the fleet cannot be used, None after a stop by request."""
         self._tell.info("supervisor.started", pid=os.getpid(), workers=self._desired.value, paused=self._pause.value)
         self._outside.notify.ready()
+        self._warn_of_a_short_stop()
         while True:
             self._hear()
             self._reap()
             self._kill_overdue()
+            self._obey_orders()
             if self._stopping:
                 self._outside.notify.stopping()
                 if not self._stop_in_order():
@@ -69,6 +76,7 @@ class Supervisor:
                 self._reload_if_requested()
                 self._converge()
                 self._judge()
+            self._pass_on_news()
             self._remember()
             self._report()
             self._answer()
@@ -96,12 +104,20 @@ class Supervisor:
             if slot.child is None:
                 continue
             was_ready = slot.child.ready
-            for order in slot.child.hear():
-                self._obey(slot.child, order)
+            self._orders += [(slot.child, order) for order in slot.child.hear()]
             if slot.child.ready and not was_ready:
                 self._on_ready(name, slot.child)
             if slot.child.unusable and not self._worked:
                 self._unusable = slot.child.unusable
+
+    def _obey_orders(self) -> None:
+        """Obey what was ordered. It may take long (a slow disk, a plug-in's import), so nobody is judged after it.
+
+        Who has beaten meanwhile is heard in the next tick, before anybody is killed for his silence.
+        """
+        orders, self._orders = self._orders, []
+        for child, order in orders:
+            self._obey(child, order)
 
     def _obey(self, child: Child, order: dict[str, Any]) -> None:
         """Carry an order out. Its answer follows the next picture: whoever has the one has seen the other."""
@@ -166,12 +182,17 @@ class Supervisor:
         finally:
             self._outside.notify.ready()
         self._blueprint = renewal.blueprint
+        self._warn_of_a_short_stop()
         try:
             self._desired.configure(renewal.workers)
         except OSError as error:
             self._tell.error("fleet.not_scaled", workers=renewal.workers, before=self._desired.value, error=str(error))
         self._tell.info("fleet.reloaded", changed=list(renewal.changed), workers=self._desired.value)
         return {**self._roll("reload", renewal.concerns), "changed": list(renewal.changed)}
+
+    def _warn_of_a_short_stop(self) -> None:
+        if self._blueprint.stop_wait_note:
+            self._tell.warning("fleet.stop_wait_too_short", detail=self._blueprint.stop_wait_note)
 
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
@@ -213,7 +234,7 @@ class Supervisor:
                     del self._slots[name]
             else:
                 slot.restarts += 1
-                delay_s = self._delay_after_failure(slot, child.lived_s)
+                delay_s = slot.fail(child.lived_s, time.monotonic(), random.random())  # noqa: S311 - jitter, no secret
                 see = {"see": child.spec.log_file} if child.spec.log_file else {}
                 self._tell.warning("child.died", name=name, exit=slot.last_exit, restart_in_s=round(delay_s, 2), **see)
             child.bury()
@@ -225,14 +246,6 @@ class Supervisor:
             self._tell.error("child.unusable", name=child.spec.name, detail=child.unusable)
             if not self._worked:
                 self._unusable = child.unusable
-
-    @staticmethod
-    def _delay_after_failure(slot: Slot, lived_s: float, at_least_s: float = 0.0) -> float:
-        """Count a failure; return in how many seconds the slot's next child is due."""
-        slot.failures, delay_s = after_exit(slot.failures, lived_s, random.random())  # noqa: S311 - jitter, no secret
-        delay_s = max(delay_s, at_least_s)
-        slot.not_before = time.monotonic() + delay_s
-        return delay_s
 
     def _kill_overdue(self) -> None:
         for child in self._slots.children():
@@ -269,7 +282,7 @@ class Supervisor:
         try:
             child = Child(spec())
         except OSError as error:
-            delay_s = self._delay_after_failure(slot, 0.0, TICK_S)
+            delay_s = slot.fail(0.0, time.monotonic(), random.random(), TICK_S)  # noqa: S311 - jitter, no secret
             self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
             return
         slot.admit(child, self._rolling.generation, random.random())  # noqa: S311 - jitter, no secret
@@ -357,17 +370,14 @@ class Supervisor:
             "paused": self._pause.value,
             "crash_loop": self._crash_loop,
             "rolling": self._rolling.told(),
-            "stop_wait_note": self._outside.stop_wait_note,
+            "stop_wait_note": self._blueprint.stop_wait_note,
             "children": self._slots.rows(),
         }
 
     def _in_a_line(self) -> str:
-        words = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
-        said = [
-            f"{self._slots.ready_workers()} of {self._desired.value} workers ready",
-            *(word for word, so in words.items() if so),
-        ]
-        return ", ".join([*said, f"rolling {self._rolling.what}"] if self._rolling.what else said)
+        so = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
+        so[f"rolling {self._rolling.what}"] = self._rolling.what is not None
+        return status_line(self._slots.ready_workers(), self._desired.value, so)
 
     def _answer(self) -> None:
         for child, answer in self._answers:
@@ -375,5 +385,11 @@ class Supervisor:
         self._answers.clear()
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
-        if janitor := self._slots.child("janitor"):
-            janitor.line.send(message)
+        self._news.append(message)
+        self._pass_on_news()
+
+    def _pass_on_news(self) -> None:
+        """Tell the janitor who was born and who died; what it cannot hear now, it or its successor hears later."""
+        janitor = self._slots.child("janitor")
+        while self._news and janitor and not janitor.stopping and janitor.line.send(self._news[0]):
+            self._news.popleft()

@@ -90,7 +90,7 @@ def test_supervisord_runs_the_fleet_brings_it_back_and_stops_it_whole(supervisor
     assert second in {process.pid for process in family}
     supervisord.process.terminate()
     assert supervisord.process.wait(60) == 0
-    eventually(lambda: gone(family), 3)
+    eventually(lambda: gone(family), 20)
 
 
 @pytest.fixture

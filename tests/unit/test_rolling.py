@@ -1,5 +1,7 @@
 """The supervisor's orders beyond a count, recycling, crash loops, and what is told of it all."""
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.paper_fleet import DRAIN_S, NO_WEAR, PaperFleet
 
@@ -434,3 +436,25 @@ def test_systemd_is_told_how_the_fleet_is(fleet: PaperFleet) -> None:
     fleet.supervisor.request_stop()
     fleet.tick()
     assert "stopping" in fleet.notify.said
+
+
+def test_a_reload_that_takes_long_costs_no_child_its_life(fleet: PaperFleet) -> None:
+    """F12: a plug-in may import for half a minute. Nobody was silent all the while: nobody was listened to."""
+
+    def be_long() -> None:
+        for child in fleet.living:
+            child.late = "silent for 20 s"
+
+    fleet.while_renewing = be_long
+    fleet.order("reload")
+    assert fleet.tales("child.killed") == []
+
+
+def test_a_reload_that_lets_a_drain_take_longer_than_whoever_runs_us_waits_is_told(fleet: PaperFleet) -> None:
+    """F15: as at the start."""
+    note = "stopwaitsecs is 45 s"
+    assert picture(fleet)["stop_wait_note"] is None
+    fleet.renewal = Renewal(replace(fleet.blueprint(drain_s=90.0), stop_wait_note=note), 3, ("fleet.drain_s",))
+    fleet.order("reload")
+    assert picture(fleet)["stop_wait_note"] == note
+    assert fleet.tales("fleet.stop_wait_too_short") == [{"detail": note}]

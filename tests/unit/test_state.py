@@ -102,6 +102,12 @@ def test_a_longer_process_id_of_an_earlier_holder_leaves_no_digits_behind(tmp_pa
     release(state)
 
 
+def test_who_holds_the_directory_can_be_asked(state: StateDir, tmp_path: Path) -> None:
+    """As the doctor does, to look at the supervisor's own environment and limits."""
+    assert StateDir(state.path).holder() == os.getpid()
+    assert StateDir(tmp_path / "nowhere").holder() == 0
+
+
 def test_whether_the_directory_is_held_can_be_asked_at_any_time(tmp_path: Path) -> None:
     state = StateDir(tmp_path)
     assert not StateDir(tmp_path / "absent").held()

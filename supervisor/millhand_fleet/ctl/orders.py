@@ -205,7 +205,7 @@ def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_js
 def _not_rolled(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if row["state"] == "starting" and row["name"].startswith("worker-")]
     lines = [f"{row['name']} is starting for {row['for_s']:.0f} s; {_waits_for(row)}" for row in rows]
-    leave(f"not finished in time: {status['rolling']['left']} old workers are left", *lines, code=1)
+    leave(f"not finished in time: {status['rolling']['left']} old processes are left", *lines, code=1)
 
 
 def _waits_for(row: dict[str, Any]) -> str:
@@ -226,7 +226,8 @@ def _await(
         if status is not None and condition(status):
             return status
         if time.monotonic() > deadline:
-            give_up(status if status is not None else ask(config, "GET", "/status"))
+            last: dict[str, Any] = status if status is not None else ask(config, "GET", "/status")
+            return last if condition(last) else give_up(last)
         time.sleep(POLL_S)
 
 
