@@ -114,7 +114,7 @@ def test_the_help_of_all_lists_each_command_with_its_first_sentence_and_the_exit
         assert sentence in words
         assert " ".join((ALL[name].help or "").split()).startswith(sentence)
     for code in (0, 1, 2, 3, 69, 75, 78, 130):
-        assert f"  {code}  " in shown
+        assert shown.count(f"  {code}  ") == 1
     assert "Its events:" in shown
 
 
@@ -128,6 +128,31 @@ def test_a_fleet_that_is_not_running_is_said_in_a_line_with_what_to_do(
     first, remedy = answer.stderr.splitlines()
     assert first.startswith("error: ")
     assert "worker-ctl up" in remedy
+
+
+@pytest.mark.parametrize("arguments", ASK_THE_DESK, ids=" ".join)
+def test_a_configuration_that_is_wrong_keeps_nobody_from_the_running_fleet(
+    environment: dict[str, str], arguments: list[str]
+) -> None:
+    """F17: at night somebody has broken the file, and the fleet is to be looked at, or stopped."""
+    answer = run(environment | {"MILLHAND_MODEL_SEED": "seven"}, *arguments)
+    assert answer.exit_code == EX_UNAVAILABLE, answer.output  # it has got so far as to look for the fleet
+    assert "is not running" in answer.stderr
+    assert ("warning: " in answer.stderr and "model.seed" in answer.stderr) or arguments[0] == "reload"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"MILLHAND_FLEET_NAME": "a b"}, {"MILLHAND_FLET_NAME": "b"}, {"MILLHAND_CONFIG": "/nowhere/it.toml"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_no_order_goes_to_a_fleet_that_was_perhaps_not_meant(
+    environment: dict[str, str], wrong: dict[str, str]
+) -> None:
+    """F17: where it is unclear which fleet it is, a default would be another one."""
+    answer = run(environment | wrong, "stop")
+    assert answer.exit_code == EX_CONFIG
+    assert answer.stderr.startswith("error: the configuration cannot be used")
 
 
 @pytest.mark.parametrize("arguments", ASK_REDIS, ids=" ".join)

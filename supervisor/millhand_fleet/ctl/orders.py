@@ -13,7 +13,7 @@ import click
 from millhand.config import Config
 from millhand.pulse import PAUSED
 from millhand_fleet.ctl.desk_client import NO_ANSWER, POLL_S, ask, request
-from millhand_fleet.ctl.settings import leave, load_config
+from millhand_fleet.ctl.settings import leave, load_for_orders
 from millhand_fleet.state import WORKERS_MAX, StateDir
 
 STOP_GRACE_S = 30.0  # beyond the drain deadline
@@ -51,7 +51,7 @@ def scale(file: Path | None, amount: dict[str, int], as_json: bool) -> None:  # 
     Examples: worker-ctl scale 8
               worker-ctl scale -2
     """  # noqa: D301 - click's own mark
-    answer = ask(load_config(file), "POST", "/scale", amount)
+    answer = ask(load_for_orders(file), "POST", "/scale", amount)
     _tell(answer, f"workers: {answer['before']} -> {answer['workers']}", as_json=as_json)
 
 
@@ -66,7 +66,7 @@ def pause(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's s
     \b
     Example: worker-ctl pause && worker-ctl status
     """  # noqa: D301 - click's own mark
-    answer = ask(load_config(file), "POST", "/pause", {})
+    answer = ask(load_for_orders(file), "POST", "/pause", {})
     _tell(answer, "was paused already" if answer["before"] else "paused; `worker-ctl resume` goes on", as_json=as_json)
 
 
@@ -81,7 +81,7 @@ def resume(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's 
     \b
     Example: worker-ctl resume
     """  # noqa: D301 - click's own mark
-    answer = ask(load_config(file), "POST", "/resume", {})
+    answer = ask(load_for_orders(file), "POST", "/resume", {})
     _tell(answer, "resumed" if answer["before"] else "was not paused", as_json=as_json)
 
 
@@ -98,7 +98,7 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
     \b
     Example: worker-ctl drain --timeout 120 && sudo reboot
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     ask(config, "POST", "/pause", {})
     status = _await(config, timeout_s, is_drained, _not_drained)
     parked, backlog = status["streams"]["parked"], status["streams"]["backlog"]
@@ -121,7 +121,7 @@ def restart(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> N
     \b
     Example: worker-ctl restart --wait
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     answer = ask(config, "POST", "/restart", {})
     _roll(config, answer, timeout_s if wait else None, as_json=as_json)
 
@@ -143,7 +143,7 @@ def reload(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> No
     \b
     Example: worker-ctl config check && worker-ctl reload --wait
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file, tells=False)  # the fleet says it itself
     answer = ask(config, "POST", "/reload", {})
     _roll(config, answer, timeout_s if wait else None, as_json=as_json)
 
@@ -159,7 +159,7 @@ def stop(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's si
     \b
     Example: worker-ctl stop
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     ask(config, "POST", "/stop", {})
     state = StateDir(config.state_dir)
     deadline = time.monotonic() + config.fleet.drain_s + STOP_GRACE_S
@@ -194,13 +194,21 @@ def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_js
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
     done = "replaced" if wait_s is not None else "replacing, one by one"
-    _tell(answer, f"{done}: {answer['workers']} workers{changed}", as_json=as_json)
+    _tell(answer, f"{done}: {_workers(answer['workers'])}{changed}", as_json=as_json)
 
 
 def _not_rolled(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if row["state"] == "starting" and row["name"].startswith("worker-")]
     lines = [f"{row['name']} is starting for {row['for_s']:.0f} s; {_waits_for(row)}" for row in rows]
-    leave(f"not finished in time: {status['rolling']['left']} old workers are left", *lines, code=1)
+    leave(
+        f"not finished in time, and goes on; still to be replaced: {_workers(status['rolling']['left'])}",
+        *lines,
+        code=1,
+    )
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 def _waits_for(row: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from millhand_fleet.ctl.desk_client import ask, await_ready
 from millhand_fleet.ctl.screen import fact_table, print_trimmed, process_table, reason_table, title
-from millhand_fleet.ctl.settings import load_config
+from millhand_fleet.ctl.settings import load_for_orders
 from millhand_fleet.ctl.wording import Document, facts
 
 WIDTH_OFF_TERMINAL = 1000  # a line of a file or a pipe is not wrapped: grep shall find it
@@ -34,7 +34,7 @@ def status(file: Path | None, *, as_json: bool, wait_s: float | None) -> None:
     Examples: worker-ctl status --wait 60
               worker-ctl status --json | jq .health.backlog
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     if wait_s is not None:
         await_ready(config, wait_s)
     document = ask(config, "GET", "/status")
