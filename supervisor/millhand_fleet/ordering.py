@@ -65,7 +65,13 @@ class Ordering:
     def _plain(self, order: str, status: int = OK) -> Any:
         """Return the endpoint of an order that has no parameters."""
 
-        async def endpoint(_: Request) -> Response:
+        async def endpoint(request: Request) -> Response:
+            # Whole before it is obeyed: `restart` ends this desk, and whoever still sends would never hear the answer.
+            size = 0
+            async for part in request.stream():
+                size += len(part)
+                if size > ORDER_BYTES_MAX:
+                    return _error(f"an order has at most {ORDER_BYTES_MAX} bytes", BAD_REQUEST)
             return await self._answer({"order": order}, status)
 
         return endpoint
