@@ -76,7 +76,11 @@ def _gate_reasons(snapshot: Snapshot) -> Iterator[str]:
         yield f"{gate.state} for {gate.since_s:.0f} s, next probe in {gate.until_s:.1f} s: {gate.says}"
     elif gate.state == "paused":
         yield f"paused for {gate.until_s:.1f} s more: {gate.says}"
-    said = {what for row in snapshot.children if (what := _waits_for(row))} - {gate.says, PAUSED}
+    said = {what for row in snapshot.children if (what := _waits_for(row))} - {
+        gate.says,
+        PAUSED,
+        f"redis: {snapshot.redis.error}",
+    }
     yield from sorted(f"waits for {what}" for what in said)
 
 

@@ -39,7 +39,6 @@ def status_document(snapshot: Snapshot, now_s: float) -> dict[str, Any]:
     picture = msgspec.to_builtins(snapshot)
     more = picture.pop("more")
     del picture["measured"]  # for Prometheus, which keeps its own history; `latency` says it to people
-    del picture["seen"]
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {**more, "health": health_document(snapshot, now_s), "version": __version__, "at": at, **picture}
 

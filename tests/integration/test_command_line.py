@@ -17,7 +17,8 @@ from tests.rig import RedisServer, config_for, free_port
 
 from millhand.config import EMBEDDED, Config
 from millhand.keys import Keys
-from millhand_fleet.ctl import demo, desk_client
+from millhand.pulse import PAUSED
+from millhand_fleet.ctl import demo, desk_client, orders
 from millhand_fleet.ctl.main import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
 
 WORKER_CTL = [sys.executable, "-m", "millhand_fleet.ctl.main"]
@@ -153,6 +154,42 @@ def test_no_order_goes_to_a_fleet_that_was_perhaps_not_meant(
     answer = run(environment | wrong, "stop")
     assert answer.exit_code == EX_CONFIG
     assert answer.stderr.startswith("error: the configuration cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("in_hand", "code", "said"),
+    [(0, 0, "Redis does not answer, so what waits is not known"), (3, 1, "redis does not answer: Connection refused")],
+)
+def test_a_drain_without_redis_makes_no_numbers_up_and_says_what_it_waited_for(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, in_hand: int, code: int, said: str
+) -> None:
+    row = {"name": "worker-1", "state": "ready", "stats": {"in_hand": in_hand, "waits_for": PAUSED}}
+    status = {
+        "paused": True, "children": [row], "redis": {"reachable": False}, "streams": {"parked": 0, "backlog": 0},
+        "health": {"reasons": ["redis does not answer: Connection refused", "paused by an operator"]},
+    }  # fmt: skip
+    monkeypatch.setattr(orders, "ask", lambda *_: status)
+    monkeypatch.setattr(orders, "request", lambda *_: desk_client.Reply(200, status))
+    answer = run(environment, "drain", "--timeout", "0")
+    assert answer.exit_code == code, answer.output
+    assert said in answer.output
+    assert "backlog 0" not in answer.output
+
+
+@pytest.mark.parametrize(
+    ("order", "count", "said"),
+    [
+        ("restart", 0, "no worker is there to be replaced; janitor and desk are"),
+        ("restart", 1, "replacing, one by one: 1 worker"),
+        ("restart", 2, "replacing, one by one: 2 workers"),
+    ],
+)
+def test_how_many_are_replaced_is_said_in_words(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, order: str, count: int, said: str
+) -> None:
+    answer = {"rolling": order if count else None, "workers": count}
+    monkeypatch.setattr(orders, "ask", lambda *_: answer)
+    assert run(environment, order).output == f"{said}\n"
 
 
 @pytest.mark.parametrize("arguments", ASK_REDIS, ids=" ".join)

@@ -119,6 +119,15 @@ def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **ot
             id="just resumed: never unready without a reason",
         ),
         pytest.param(
+            picture(
+                row("worker-1", waits_for="redis: Connection refused"),
+                desired=1,
+                redis=RedisView(error="Connection refused"),
+            ),
+            Health(status="down", ready=False, reasons=("redis does not answer: Connection refused",)),
+            id="Redis is away, and said once",
+        ),
+        pytest.param(
             picture(W1, W2, redis=RedisView(error="Connection refused")),
             Health(status="down", ready=False, reasons=("redis does not answer: Connection refused",)),
             id="Redis is away",

@@ -101,8 +101,10 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
     config = load_for_orders(file)
     ask(config, "POST", "/pause", {})
     status = _await(config, timeout_s, is_drained, _not_drained)
-    parked, backlog = status["streams"]["parked"], status["streams"]["backlog"]
-    told = f"nothing is in hand; parked {parked}, backlog {backlog}; `worker-ctl resume` goes on"
+    reachable = status["redis"]["reachable"]  # or the numbers are old, or none
+    parked, backlog = (status["streams"][name] if reachable else None for name in ("parked", "backlog"))
+    counts = f"parked {parked}, backlog {backlog}" if reachable else "Redis does not answer, so what waits is not known"
+    told = f"nothing is in hand; {counts}; `worker-ctl resume` goes on"
     _tell({"paused": True, "in_hand": 0, "parked": parked, "backlog": backlog}, told, as_json=as_json)
 
 
@@ -181,7 +183,8 @@ def is_drained(status: dict[str, Any]) -> bool:
 def _not_drained(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if (row.get("stats") or {}).get("in_hand")]
     lines = [f"{row['name']} has {row['stats']['in_hand']} in hand" for row in rows]
-    leave("the fleet is paused, but has not drained in time", *lines, code=1)
+    reasons = [reason for reason in status["health"]["reasons"] if not reason.startswith("paused")]
+    leave("the fleet is paused, but has not drained in time", *lines, *reasons, code=1)
 
 
 def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_json: bool) -> None:
@@ -193,6 +196,10 @@ def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_js
     if wait_s is not None:
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
+    if answer["rolling"] is None and not answer["workers"]:
+        others = "" if "changed" in answer else "; janitor and desk are"
+        _tell(answer, f"no worker is there to be replaced{changed}{others}", as_json=as_json)
+        return
     done = "replaced" if wait_s is not None else "replacing, one by one"
     _tell(answer, f"{done}: {_workers(answer['workers'])}{changed}", as_json=as_json)
 

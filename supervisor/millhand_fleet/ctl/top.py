@@ -43,7 +43,7 @@ def top(file: Path | None, *, once: bool) -> None:
     config = load_for_orders(file)
     console = Console(highlight=False)
     if once:
-        view = View(ask(config, "GET", "/status"))
+        view = View(ask(config, "GET", "/status"), is_live=False)
         print_trimmed(console, screen(view, console.width, LINES_UNBOUNDED, ascii_only=console.options.ascii_only))
         return
     if not console.is_terminal or console.is_dumb_terminal:
