@@ -15,6 +15,10 @@ from millhand_fleet.state import WORKERS_MAX
 
 ORDER_ANSWER_S = 5.0
 ORDER_BYTES_MAX = 4096
+NO_ANSWER = (
+    f"the supervisor has not answered for {ORDER_ANSWER_S:.0f} s; it may still obey\n"
+    "see `worker-ctl status` before you order it again"
+)
 
 OK, ACCEPTED, BAD_REQUEST, CONFLICT, UNAVAILABLE = 200, 202, 400, 409, 503
 REFUSALS = {"invalid": BAD_REQUEST, "conflict": CONFLICT}  # how the supervisor refuses, and what that is in HTTP
@@ -84,7 +88,7 @@ class Ordering:
             self._pulse.send({**order, "number": number})
             answer = await asyncio.wait_for(answered, ORDER_ANSWER_S)
         except TimeoutError:
-            return _error("the supervisor did not answer", UNAVAILABLE)
+            return _error(NO_ANSWER, UNAVAILABLE)
         finally:
             del self._awaited[number]
         for refusal, code in REFUSALS.items():

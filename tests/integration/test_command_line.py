@@ -18,6 +18,7 @@ from tests.rig import RedisServer, config_for, free_port
 from millhand.config import EMBEDDED, Config
 from millhand.keys import Keys
 from millhand.pulse import PAUSED
+from millhand_fleet import ordering
 from millhand_fleet.ctl import demo, desk_client, orders
 from millhand_fleet.ctl.main import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
 
@@ -190,6 +191,17 @@ def test_how_many_are_replaced_is_said_in_words(
     answer = {"rolling": order if count else None, "workers": count}
     monkeypatch.setattr(orders, "ask", lambda *_: answer)
     assert run(environment, order).output == f"{said}\n"
+
+
+def test_a_supervisor_that_is_silent_is_said_with_what_to_look_at(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F51: the order may be lying before it; `scale +1` given again would be two."""
+    monkeypatch.setattr(desk_client, "request", lambda *_: desk_client.Reply(503, {"error": ordering.NO_ANSWER}))
+    answer = run(environment, "scale", "+1")
+    assert answer.exit_code == EX_UNAVAILABLE
+    assert "it may still obey" in answer.stderr
+    assert "worker-ctl status" in answer.stderr
 
 
 @pytest.mark.parametrize("arguments", ASK_REDIS, ids=" ".join)

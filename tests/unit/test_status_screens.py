@@ -11,7 +11,7 @@ from tests.unit.documents import document, worker
 from millhand.pulse import PAUSED
 from millhand_fleet.ctl.panel import ASCII_SPARKS, SPARKS, Rates, View, screen, sparkline
 from millhand_fleet.ctl.status import show
-from millhand_fleet.ctl.wording import backlog, doing, gate, process, share, span
+from millhand_fleet.ctl.wording import backlog, dead, doing, gate, process, share, span
 
 MINUTE_OF_RATES = [Rates(10 + 8 * math.sin(n / 5), 9 + 3 * math.cos(n / 7)) for n in range(60)]
 LONG = "503 from http://127.0.0.1:11434/api/chat, loading the model " * 4
@@ -158,6 +158,12 @@ def test_status_says_what_is_worth_knowing_besides_what_is_wrong() -> None:
 
 def test_one_screen_on_paper_names_no_key() -> None:
     assert "q leaves" not in "\n".join(drawn(View(document(2), is_live=False), 80, 24))
+
+
+def test_dead_letters_that_are_gone_are_told_from_those_that_are_there() -> None:
+    assert dead(document(2)) == "16 (timeout 12, malformed 4)"
+    assert dead(document(2) | {"dead_letter_length": 16}) == "16 (timeout 12, malformed 4)"
+    assert dead(document(2) | {"dead_letter_length": 3}) == "3 there, ever 16 (timeout 12, malformed 4)"
 
 
 def test_a_process_that_was_replaced_on_purpose_is_no_failure() -> None:

@@ -103,11 +103,12 @@ def latency(document: Document) -> str:
 
 
 def dead(document: Document) -> str:
-    """Return how many dead letters there are, by reason, the most frequent first."""
-    streams = document["streams"]
+    """Return how many dead letters there are, and how many there ever were, by reason, the most frequent first."""
+    streams, length = document["streams"], document.get("dead_letter_length")
     reasons = sorted(streams.get("dead_by_reason", {}).items(), key=lambda item: -item[1])
     named = ", ".join(f"{plain(reason)} {count:,}" for reason, count in reasons)
-    return f"{streams['dead']:,}" + (f" ({named})" if named else "")
+    there = "" if length is None or length == streams["dead"] else f"{length:,} there, ever "
+    return f"{there}{streams['dead']:,}" + (f" ({named})" if named else "")
 
 
 def gate(document: Document) -> str:
