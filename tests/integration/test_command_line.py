@@ -193,6 +193,17 @@ def test_how_many_are_replaced_is_said_in_words(
     assert run(environment, order).output == f"{said}\n"
 
 
+@pytest.mark.parametrize("order", [["drain"], ["restart", "--wait"], ["reload", "--wait"]], ids=" ".join)
+def test_nobody_waits_for_a_fleet_that_was_stopped_meanwhile(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    """Two operators at once: one drains, for up to ten minutes, the other stops."""
+    monkeypatch.setattr(orders, "ask", lambda *_: {"rolling": "restart", "workers": 2, "changed": ["model.name"]})
+    answer = run(environment, *order)
+    assert answer.exit_code == EX_UNAVAILABLE
+    assert "is not running" in answer.stderr
+
+
 def test_a_supervisor_that_is_silent_is_said_with_what_to_look_at(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

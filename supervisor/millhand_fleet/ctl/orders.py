@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,8 +11,8 @@ import click
 
 from millhand.config import Config
 from millhand.pulse import PAUSED
-from millhand_fleet.ctl.desk_client import NO_ANSWER, POLL_S, ask, request
-from millhand_fleet.ctl.settings import leave, load_for_orders
+from millhand_fleet.ctl.desk_client import NO_ANSWER, POLL_S, ask, remedy, request
+from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_for_orders
 from millhand_fleet.state import WORKERS_MAX, StateDir
 
 STOP_GRACE_S = 30.0  # beyond the drain deadline
@@ -230,9 +229,12 @@ def _await(
     deadline = time.monotonic() + timeout_s
     while True:
         status: dict[str, Any] | None = None
-        with suppress(*NO_ANSWER):
+        try:
             reply = request(config, "GET", "/status")
             status = None if reply.is_error else reply.document
+        except NO_ANSWER as error:
+            if not StateDir(config.state_dir).held():  # somebody has stopped it meanwhile
+                leave(*remedy(config, error), code=EX_UNAVAILABLE)
         if status is not None and condition(status):
             return status
         if time.monotonic() > deadline:
