@@ -11,6 +11,7 @@ from millhand.pulse import PAUSED
 from millhand_fleet.ctl import orders
 from millhand_fleet.ctl.desk_client import Reply
 from millhand_fleet.ctl.orders import drain, is_drained, restart
+from millhand_fleet.state import StateDir
 
 
 def worker(number: int = 1, state: str = "ready", **stats: Any) -> dict[str, Any]:
@@ -27,7 +28,11 @@ JANITOR = {"name": "janitor", "state": "ready", "stats": {"waits_for": None}}
 
 
 def document(*children: dict[str, Any], paused: bool = True, rolling: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"paused": paused, "rolling": rolling, "children": children, "streams": {"parked": 1, "backlog": 2}}
+    streams, redis, health = {"parked": 1, "backlog": 2}, {"reachable": True}, {"reasons": []}
+    return {
+        "paused": paused, "rolling": rolling, "children": children,
+        "streams": streams, "redis": redis, "health": health,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,8 @@ class Desk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, status: dict[str, Any], *, silent: bool) -> None:
         self.status, self._silent = status, silent
-        monkeypatch.setattr(orders, "load_config", lambda _: Config())
+        monkeypatch.setattr(orders, "load_for_orders", lambda _: Config())
+        monkeypatch.setattr(StateDir, "held", lambda _: True)
         monkeypatch.setattr(orders, "ask", self._ask)
         monkeypatch.setattr(orders, "request", self._request)
 
