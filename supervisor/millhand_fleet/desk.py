@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from millhand_fleet.snapshot import Observer
 from millhand_fleet.status import Kept, health_document, status_json
 
 OK, UNAVAILABLE = 200, 503
+FIRST_LOOK_S = 1.0
 
 
 def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth) -> None:
@@ -39,11 +41,23 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
         desk = Desk(observer, pulse, [*page_routes(), live.route()])
         public = Doorkeeper(desk.public())
         pulse.hear = desk.hear
-        pulse.send({"ready": True})
-        logger().info("desk.open", url=f"http://127.0.0.1:{tcp.getsockname()[1]}")
-        await asyncio.gather(observer.run(stop), serve(public, [tcp], stop), serve(desk.private(), [unix], stop))
+
+        async def open_up() -> None:
+            await _first_look(observer, stop)
+            pulse.send({"ready": True})
+            logger().info("desk.open", url=f"http://127.0.0.1:{tcp.getsockname()[1]}")
+            await asyncio.gather(serve(public, [tcp], stop), serve(desk.private(), [unix], stop))
+
+        await asyncio.gather(observer.run(stop), open_up())
 
     run_child(birth, config, life)
+
+
+async def _first_look(observer: Observer, stop: Stop) -> None:
+    """Wait for the first picture, but not for a Redis that hangs: a desk that was replaced does not say `down`."""
+    looked = asyncio.gather(observer.looked.wait(), observer.heard.wait())
+    with suppress(TimeoutError):
+        await stop.or_result(asyncio.wait_for(looked, FIRST_LOOK_S))
 
 
 class Desk:

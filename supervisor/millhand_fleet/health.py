@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from millhand.pulse import PAUSED
 from millhand_fleet.snapshot import Snapshot
 
 STALE_AFTER_S = 10.0
@@ -28,7 +29,8 @@ def judge_health(snapshot: Snapshot, now: float) -> Health:
     """Judge a snapshot. `now` in the desk's monotonic seconds."""
     down = tuple(_silences(snapshot, now))
     reasons = (*down, *_fleet_reasons(snapshot), *_stream_reasons(snapshot), *_gate_reasons(snapshot))
-    working = any(row["state"] == "ready" and not _waits_for(row) for row in snapshot.workers)
+    # What a worker says may be a moment old; whether the fleet is paused is the supervisor's to say.
+    working = any(row["state"] == "ready" and _waits_for(row) in {None, PAUSED} for row in snapshot.workers)
     ready = working and not down and not snapshot.gate.is_open and not snapshot.paused
     status = "down" if down else "degraded" if reasons else "ok"
     return Health(status, ready, reasons, tuple(_notes(snapshot)))
@@ -36,8 +38,10 @@ def judge_health(snapshot: Snapshot, now: float) -> Health:
 
 def _silences(snapshot: Snapshot, now: float) -> Iterator[str]:
     """Yield who does not answer: then all else is old."""
-    if not snapshot.redis.reachable:
-        yield f"redis does not answer: {snapshot.redis.error or 'not asked yet'}"
+    if not snapshot.redis.reachable and snapshot.redis.error is None:
+        yield "redis has not been asked yet: the desk has just begun"
+    elif not snapshot.redis.reachable:
+        yield f"redis does not answer: {snapshot.redis.error}"
     elif now - snapshot.taken_at > STALE_AFTER_S:
         yield f"redis was asked {now - snapshot.taken_at:.0f} s ago for the last time"
     if snapshot.supervisor_pid and now - snapshot.heard_at > STALE_AFTER_S:
@@ -72,7 +76,11 @@ def _gate_reasons(snapshot: Snapshot) -> Iterator[str]:
         yield f"{gate.state} for {gate.since_s:.0f} s, next probe in {gate.until_s:.1f} s: {gate.says}"
     elif gate.state == "paused":
         yield f"paused for {gate.until_s:.1f} s more: {gate.says}"
-    said = {what for row in snapshot.children if (what := _waits_for(row))} - {gate.says}
+    said = {what for row in snapshot.children if (what := _waits_for(row))} - {
+        gate.says,
+        PAUSED,
+        f"redis: {snapshot.redis.error}",
+    }
     yield from sorted(f"waits for {what}" for what in said)
 
 

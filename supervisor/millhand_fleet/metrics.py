@@ -36,10 +36,11 @@ class SnapshotCollector(Collector):
         snapshot = self._snapshot
         yield from self._fleet()
         yield from _redis(snapshot)
-        yield from _waiting(snapshot.streams)
-        yield from _counters(snapshot.streams)
         yield from _latency(snapshot)
-        yield from _gate(snapshot.gate)
+        if snapshot.seen:  # or a desk that has just begun would set every counter back, and all would seem to rise anew
+            yield from _waiting(snapshot.streams)
+            yield from _counters(snapshot.streams)
+            yield from _gate(snapshot.gate)
         yield from _janitor(snapshot)
 
     def _fleet(self) -> Iterator[Metric]:
@@ -83,7 +84,7 @@ def _redis(snapshot: Snapshot) -> Iterator[Metric]:
     if redis.eviction != "unknown":
         text = "Whether Redis throws events away when its memory is full."
         yield _gauge("redis_evicts", text, float(redis.eviction != "noeviction"))
-    if keys is None:
+    if keys is None or not snapshot.seen:
         return
     database = f"db{redis.database}"
     lengths = GaugeMetricFamily("redis_stream_length", "Entries in a stream.", labels=["db", "stream"])

@@ -15,6 +15,10 @@ from millhand_fleet.state import WORKERS_MAX
 
 ORDER_ANSWER_S = 5.0
 ORDER_BYTES_MAX = 4096
+NO_ANSWER = (
+    f"the supervisor has not answered for {ORDER_ANSWER_S:.0f} s; it may still obey\n"
+    "see `worker-ctl status` before you order it again"
+)
 
 OK, ACCEPTED, BAD_REQUEST, CONFLICT, UNAVAILABLE = 200, 202, 400, 409, 503
 REFUSALS = {"invalid": BAD_REQUEST, "conflict": CONFLICT}  # how the supervisor refuses, and what that is in HTTP
@@ -65,7 +69,13 @@ class Ordering:
     def _plain(self, order: str, status: int = OK) -> Any:
         """Return the endpoint of an order that has no parameters."""
 
-        async def endpoint(_: Request) -> Response:
+        async def endpoint(request: Request) -> Response:
+            # Whole before it is obeyed: `restart` ends this desk, and whoever still sends would never hear the answer.
+            size = 0
+            async for part in request.stream():
+                size += len(part)
+                if size > ORDER_BYTES_MAX:
+                    return _error(f"an order has at most {ORDER_BYTES_MAX} bytes", BAD_REQUEST)
             return await self._answer({"order": order}, status)
 
         return endpoint
@@ -78,7 +88,7 @@ class Ordering:
             self._pulse.send({**order, "number": number})
             answer = await asyncio.wait_for(answered, ORDER_ANSWER_S)
         except TimeoutError:
-            return _error("the supervisor did not answer", UNAVAILABLE)
+            return _error(NO_ANSWER, UNAVAILABLE)
         finally:
             del self._awaited[number]
         for refusal, code in REFUSALS.items():

@@ -106,6 +106,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     recent_dead: tuple[DeadRecord, ...] = ()
     recent_enriched: tuple[EnrichedRecord, ...] = ()
     keys: Keys | None = None
+    seen: bool = False  # whether Redis has answered once; before, the numbers of streams and gate are none
 
     @property
     def workers(self) -> list[dict[str, Any]]:
@@ -126,6 +127,7 @@ class Observer:
         self._recent = Recent(self._redis, self._keys, show_payloads=config.desk.show_payloads)
         self._config_is_forbidden = False  # asked again and again, it would fill the server's book of refusals
         self.heard = asyncio.Event()
+        self.looked = asyncio.Event()  # Redis has answered, or refused, once
         self.snapshot = Snapshot(fleet=config.fleet.name, taken_at=0.0, model=config.model.name, keys=self._keys)
 
     def hear(self, message: dict[str, Any]) -> None:
@@ -163,6 +165,7 @@ class Observer:
                 "streams": await self._streams(),
                 "gate": await look_at_gate(self._redis, self._keys, self._config),
                 **await self._outputs(),
+                "seen": True,
             }
         except (*RedisError, KeyError, ValueError, OverflowError, Unusable) as error:  # or what it holds is no number
             redis, seen = RedisView(error=str(error) or type(error).__name__), {}  # the last numbers stay
@@ -170,6 +173,7 @@ class Observer:
             if is_stale(error):
                 await self._redis.connection_pool.disconnect()
         self.snapshot = msgspec.structs.replace(self.snapshot, taken_at=time.monotonic(), redis=redis, **seen)
+        self.looked.set()
 
     async def _require_primary(self) -> None:
         """Raise ReadOnlyError where the server has become a replica: it answers whoever reads, and is out of date."""

@@ -17,7 +17,9 @@ from tests.rig import RedisServer, config_for, free_port
 
 from millhand.config import EMBEDDED, Config
 from millhand.keys import Keys
-from millhand_fleet.ctl import demo, desk_client
+from millhand.pulse import PAUSED
+from millhand_fleet import ordering
+from millhand_fleet.ctl import demo, desk_client, orders
 from millhand_fleet.ctl.main import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
 
 WORKER_CTL = [sys.executable, "-m", "millhand_fleet.ctl.main"]
@@ -114,7 +116,7 @@ def test_the_help_of_all_lists_each_command_with_its_first_sentence_and_the_exit
         assert sentence in words
         assert " ".join((ALL[name].help or "").split()).startswith(sentence)
     for code in (0, 1, 2, 3, 69, 75, 78, 130):
-        assert f"  {code}  " in shown
+        assert shown.count(f"  {code}  ") == 1
     assert "Its events:" in shown
 
 
@@ -128,6 +130,89 @@ def test_a_fleet_that_is_not_running_is_said_in_a_line_with_what_to_do(
     first, remedy = answer.stderr.splitlines()
     assert first.startswith("error: ")
     assert "worker-ctl up" in remedy
+
+
+@pytest.mark.parametrize("arguments", ASK_THE_DESK, ids=" ".join)
+def test_a_configuration_that_is_wrong_keeps_nobody_from_the_running_fleet(
+    environment: dict[str, str], arguments: list[str]
+) -> None:
+    """F17: at night somebody has broken the file, and the fleet is to be looked at, or stopped."""
+    answer = run(environment | {"MILLHAND_MODEL_SEED": "seven"}, *arguments)
+    assert answer.exit_code == EX_UNAVAILABLE, answer.output  # it has got so far as to look for the fleet
+    assert "is not running" in answer.stderr
+    assert ("warning: " in answer.stderr and "model.seed" in answer.stderr) or arguments[0] == "reload"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"MILLHAND_FLEET_NAME": "a b"}, {"MILLHAND_FLET_NAME": "b"}, {"MILLHAND_CONFIG": "/nowhere/it.toml"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_no_order_goes_to_a_fleet_that_was_perhaps_not_meant(
+    environment: dict[str, str], wrong: dict[str, str]
+) -> None:
+    """F17: where it is unclear which fleet it is, a default would be another one."""
+    answer = run(environment | wrong, "stop")
+    assert answer.exit_code == EX_CONFIG
+    assert answer.stderr.startswith("error: the configuration cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("in_hand", "code", "said"),
+    [(0, 0, "Redis does not answer, so what waits is not known"), (3, 1, "redis does not answer: Connection refused")],
+)
+def test_a_drain_without_redis_makes_no_numbers_up_and_says_what_it_waited_for(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, in_hand: int, code: int, said: str
+) -> None:
+    row = {"name": "worker-1", "state": "ready", "stats": {"in_hand": in_hand, "waits_for": PAUSED}}
+    status = {
+        "paused": True, "children": [row], "redis": {"reachable": False}, "streams": {"parked": 0, "backlog": 0},
+        "health": {"reasons": ["redis does not answer: Connection refused", "paused by an operator"]},
+    }  # fmt: skip
+    monkeypatch.setattr(orders, "ask", lambda *_: status)
+    monkeypatch.setattr(orders, "request", lambda *_: desk_client.Reply(200, status))
+    answer = run(environment, "drain", "--timeout", "0")
+    assert answer.exit_code == code, answer.output
+    assert said in answer.output
+    assert "backlog 0" not in answer.output
+
+
+@pytest.mark.parametrize(
+    ("order", "count", "said"),
+    [
+        ("restart", 0, "no worker is there to be replaced; janitor and desk are"),
+        ("restart", 1, "replacing, one by one: 1 worker"),
+        ("restart", 2, "replacing, one by one: 2 workers"),
+    ],
+)
+def test_how_many_are_replaced_is_said_in_words(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, order: str, count: int, said: str
+) -> None:
+    answer = {"rolling": order if count else None, "workers": count}
+    monkeypatch.setattr(orders, "ask", lambda *_: answer)
+    assert run(environment, order).output == f"{said}\n"
+
+
+@pytest.mark.parametrize("order", [["drain"], ["restart", "--wait"], ["reload", "--wait"]], ids=" ".join)
+def test_nobody_waits_for_a_fleet_that_was_stopped_meanwhile(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    """Two operators at once: one drains, for up to ten minutes, the other stops."""
+    monkeypatch.setattr(orders, "ask", lambda *_: {"rolling": "restart", "workers": 2, "changed": ["model.name"]})
+    answer = run(environment, *order)
+    assert answer.exit_code == EX_UNAVAILABLE
+    assert "is not running" in answer.stderr
+
+
+def test_a_supervisor_that_is_silent_is_said_with_what_to_look_at(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F51: the order may be lying before it; `scale +1` given again would be two."""
+    monkeypatch.setattr(desk_client, "request", lambda *_: desk_client.Reply(503, {"error": ordering.NO_ANSWER}))
+    answer = run(environment, "scale", "+1")
+    assert answer.exit_code == EX_UNAVAILABLE
+    assert "it may still obey" in answer.stderr
+    assert "worker-ctl status" in answer.stderr
 
 
 @pytest.mark.parametrize("arguments", ASK_REDIS, ids=" ".join)

@@ -469,7 +469,7 @@ async def test_desk_never_asked_says_so(config: Config) -> None:
         reply = await public.get("/healthz")
 
     assert reply.status_code == 503
-    assert reply.json()["reasons"][0] == "redis does not answer: not asked yet"
+    assert reply.json()["reasons"][0] == "redis has not been asked yet: the desk has just begun"
 
 
 # -- orders -----------------------------------------------------------------------------------------------------------

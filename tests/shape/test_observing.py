@@ -37,6 +37,7 @@ def exposition() -> str:
         streams=StreamsView(enriched=1, dead=1, dead_by_reason={"timeout": 1}, drained_in_s=1.0),
         gate=GateView(tokens=1.0),
         keys=Keys.of(load(None, {})),
+        seen=True,
     )
     return render(snapshot, 0.0).decode()
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from millhand.pulse import PAUSED
 from millhand_fleet.gate_view import GateView
 from millhand_fleet.health import OLD_AFTER_S, STALE_AFTER_S, Health, judge_health
 from millhand_fleet.snapshot import RedisView, Snapshot, StreamsView
@@ -106,13 +107,34 @@ def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **ot
             id="scaled to nothing",
         ),
         pytest.param(
+            picture(row("worker-1", waits_for=PAUSED), desired=1, paused=True),
+            Health(
+                status="degraded", ready=False, reasons=("paused by an operator; `worker-ctl resume` lets it go on",)
+            ),
+            id="paused, and said once",
+        ),
+        pytest.param(
+            picture(row("worker-1", waits_for=PAUSED), desired=1),
+            Health(status="ok", ready=True, reasons=()),
+            id="just resumed: never unready without a reason",
+        ),
+        pytest.param(
+            picture(
+                row("worker-1", waits_for="redis: Connection refused"),
+                desired=1,
+                redis=RedisView(error="Connection refused"),
+            ),
+            Health(status="down", ready=False, reasons=("redis does not answer: Connection refused",)),
+            id="Redis is away, and said once",
+        ),
+        pytest.param(
             picture(W1, W2, redis=RedisView(error="Connection refused")),
             Health(status="down", ready=False, reasons=("redis does not answer: Connection refused",)),
             id="Redis is away",
         ),
         pytest.param(
             picture(W1, W2, redis=RedisView()),
-            Health(status="down", ready=False, reasons=("redis does not answer: not asked yet",)),
+            Health(status="down", ready=False, reasons=("redis has not been asked yet: the desk has just begun",)),
             id="Redis was not asked yet",
         ),
         pytest.param(
@@ -146,7 +168,7 @@ def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **ot
                 status="down",
                 ready=False,
                 reasons=(
-                    "redis does not answer: not asked yet",
+                    "redis has not been asked yet: the desk has just begun",
                     "the supervisor has not reported yet",
                 ),
             ),

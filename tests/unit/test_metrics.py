@@ -82,6 +82,7 @@ SNAPSHOT = Snapshot(
     dead_letter_length=21,
     measured=Measured((6.5, 1, 0, 2, *FEW), (0.25, 3, 0, 0, *FEW), 700, 80),
     keys=Keys.of(load(None, {})),
+    seen=True,
 )
 NOW_S = 1000.0
 
@@ -219,14 +220,24 @@ def test_there_is_no_success_ratio_before_the_first_event_is_settled() -> None:
 
 
 def test_a_fleet_that_has_just_begun_has_its_counters_at_nought() -> None:
-    found = samples(Snapshot("events", 0.0, "tiny:1b"))
+    found = samples(Snapshot("events", 0.0, "tiny:1b", seen=True))
     assert found["millhand_enriched_events_total", ()] == 0
     assert found["millhand_redis_up", ()] == 0
 
 
+def test_a_desk_that_has_not_seen_redis_yet_sets_no_counter_back() -> None:
+    """F50: after `worker-ctl restart` all that was ever buried or lost would look like new, and somebody be woken."""
+    told = samples(Snapshot("events", 0.0, "tiny:1b", keys=Keys.of(load(None, {}))))
+    names = {name for name, _ in told}
+    assert not {name for name in names if name.endswith("_events_total") or name.startswith("redis_")}
+    assert "millhand_backlog_events" not in names
+    assert "millhand_dead_letters_total" not in names
+    assert told["millhand_redis_up", ()] == 0
+
+
 def test_the_first_dead_letter_of_a_reason_is_a_rise() -> None:
     """Prometheus sees none in a series that begins at 1, and the alarm would miss the first burst."""
-    none_yet = samples(Snapshot("events", 0.0, "tiny:1b"))
+    none_yet = samples(Snapshot("events", 0.0, "tiny:1b", seen=True))
     assert {none_yet["millhand_dead_letters_total", (("reason", reason.value),)] for reason in Reason} == {0}
 
 
@@ -245,7 +256,7 @@ def test_what_a_server_does_not_tell_is_not_made_up(
 
 def test_a_reason_with_any_characters_is_one_label() -> None:
     odd = 'a"b\\c\nd{e="f"}'
-    snapshot = Snapshot("events", 0.0, "tiny:1b", streams=StreamsView(dead=1, dead_by_reason={odd: 1}))
+    snapshot = Snapshot("events", 0.0, "tiny:1b", streams=StreamsView(dead=1, dead_by_reason={odd: 1}), seen=True)
     assert samples(snapshot)["millhand_dead_letters_total", (("reason", odd),)] == 1
 
 

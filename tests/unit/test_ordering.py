@@ -69,6 +69,34 @@ async def test_senseless_order_is_refused_and_goes_no_further(counter: Counter, 
     assert counter.ear.said == []
 
 
+@pytest.mark.parametrize("order", PLAIN)
+async def test_an_order_is_obeyed_when_all_of_it_is_there(counter: Counter, order: str) -> None:
+    """F51: `restart` ends the desk; whoever was still sending would be told that nobody answers."""
+    may_end = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await may_end.wait()
+        yield b"}"
+
+    asking = asyncio.create_task(counter.client.post(f"/{order}", content=slowly()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert counter.ear.said == []
+    may_end.set()
+    await eventually_async(lambda: len(counter.ear.said) > 0)
+    counter.ordering.hear({"answer": counter.ear.said[-1]["number"], "said": {}})
+    assert (await asking).status_code < 300
+
+
+@pytest.mark.parametrize("order", PLAIN)
+async def test_an_order_that_does_not_end_is_refused(counter: Counter, order: str) -> None:
+    """F51: it needs no body at all."""
+    reply = await counter.client.post(f"/{order}", content=b"x" * (ordering.ORDER_BYTES_MAX + 1))
+    assert reply.status_code == 400
+    assert counter.ear.said == []
+
+
 async def test_an_order_without_a_length_is_refused(counter: Counter) -> None:
     """F51: it could be without an end, too."""
 

@@ -87,7 +87,7 @@ def test_what_is_not_over_in_time_is_said_with_what_is_left(monkeypatch: pytest.
     Desk(monkeypatch, document(HOLDS, IS_BORN, rolling={"what": "restart", "left": 2}), silent=silent)
     code, said = typed(restart, "--wait")
     assert code == 1
-    assert "2 old processes are left" in said
+    assert "still to be replaced: 2 processes" in said
     assert "worker-2 is starting for 70 s; it waits for redis: refused" in said
     code, said = typed(drain)
     assert code == 1

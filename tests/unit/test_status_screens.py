@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 from tests.unit.documents import document, worker
 
+from millhand.pulse import PAUSED
 from millhand_fleet.ctl.panel import ASCII_SPARKS, SPARKS, Rates, View, screen, sparkline
 from millhand_fleet.ctl.status import show
-from millhand_fleet.ctl.wording import backlog, doing, gate, process, share, span
+from millhand_fleet.ctl.wording import backlog, dead, doing, gate, process, share, span
 
 MINUTE_OF_RATES = [Rates(10 + 8 * math.sin(n / 5), 9 + 3 * math.cos(n / 7)) for n in range(60)]
 LONG = "503 from http://127.0.0.1:11434/api/chat, loading the model " * 4
@@ -135,8 +136,34 @@ def test_a_gate_that_is_not_open_says_for_how_long_still_and_why() -> None:
 def test_what_a_process_is_doing_is_said_in_words() -> None:
     assert doing(worker(1, in_hand=0, done=3, retry=0)) == "idle, done 3"
     assert doing(worker(1, waits_for="the gate: 429")) == "waits for the gate: 429"
+    assert doing(worker(1, waits_for=PAUSED)) == "paused by worker-ctl pause"
     assert doing({"name": "janitor", "stats": {"waits_for": None, "sweeps": 2, "sweep": {"examined": 1}}}) == "sweeps 2"
     assert doing({"name": "desk", "stats": None}) == ""
+
+
+def test_numbers_that_nobody_has_seen_yet_are_not_shown_as_none() -> None:
+    """F50: a Redis that has not answered yet holds perhaps a million events, and not 0."""
+    made = document(2, redis={"reachable": False, "error": "Connection refused"}) | {"seen": False}
+    shown = "\n".join(drawn(View(made), 80, 24))
+    assert "not known: Redis has not answered" in shown
+    assert "waiting" not in shown
+
+
+def test_status_says_what_is_worth_knowing_besides_what_is_wrong() -> None:
+    notes = ["rolling restart; workers to go: 2", "stopwaitsecs = 10 is shorter than a drain"]
+    console = paper(80)
+    show(document(2, health={"notes": notes}), console)
+    assert written(console)[1:3] == ["  -  stopwaitsecs = 10 is shorter than a drain", ""]
+
+
+def test_one_screen_on_paper_names_no_key() -> None:
+    assert "q leaves" not in "\n".join(drawn(View(document(2), is_live=False), 80, 24))
+
+
+def test_dead_letters_that_are_gone_are_told_from_those_that_are_there() -> None:
+    assert dead(document(2)) == "16 (timeout 12, malformed 4)"
+    assert dead(document(2) | {"dead_letter_length": 16}) == "16 (timeout 12, malformed 4)"
+    assert dead(document(2) | {"dead_letter_length": 3}) == "3 there, ever 16 (timeout 12, malformed 4)"
 
 
 def test_a_process_that_was_replaced_on_purpose_is_no_failure() -> None:

@@ -41,7 +41,7 @@ def ask(config: Config, method: str, path: str, body: Any = None) -> Any:
         leave(*remedy(config, error), code=EX_UNAVAILABLE)
     if reply.is_error:
         first, *rest = str(reply.document.get("error") or reply.document).splitlines() or [f"HTTP {reply.status}"]
-        leave(first, *rest, code=1)
+        leave(first, *rest, code=EX_UNAVAILABLE if reply.status == HTTPStatus.SERVICE_UNAVAILABLE else 1)
     return reply.document
 
 

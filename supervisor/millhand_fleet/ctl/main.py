@@ -52,7 +52,6 @@ Exit codes:
    1  refused, failed, or not as it should be; a line says why
    2  a wrong argument
    3  what doctor found is an error
-   3  what doctor found is an error
   69  the fleet, or its Redis, does not answer
   75  another supervisor is there already
   78  only a change of settings helps

@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,8 +11,8 @@ import click
 
 from millhand.config import Config
 from millhand.pulse import PAUSED
-from millhand_fleet.ctl.desk_client import NO_ANSWER, POLL_S, ask, request
-from millhand_fleet.ctl.settings import leave, load_config
+from millhand_fleet.ctl.desk_client import NO_ANSWER, POLL_S, ask, remedy, request
+from millhand_fleet.ctl.settings import EX_UNAVAILABLE, leave, load_for_orders
 from millhand_fleet.state import WORKERS_MAX, StateDir
 
 STOP_GRACE_S = 30.0  # beyond the drain deadline
@@ -51,7 +50,7 @@ def scale(file: Path | None, amount: dict[str, int], as_json: bool) -> None:  # 
     Examples: worker-ctl scale 8
               worker-ctl scale -2
     """  # noqa: D301 - click's own mark
-    answer = ask(load_config(file), "POST", "/scale", amount)
+    answer = ask(load_for_orders(file), "POST", "/scale", amount)
     _tell(answer, f"workers: {answer['before']} -> {answer['workers']}", as_json=as_json)
 
 
@@ -66,7 +65,7 @@ def pause(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's s
     \b
     Example: worker-ctl pause && worker-ctl status
     """  # noqa: D301 - click's own mark
-    answer = ask(load_config(file), "POST", "/pause", {})
+    answer = ask(load_for_orders(file), "POST", "/pause", {})
     _tell(answer, "was paused already" if answer["before"] else "paused; `worker-ctl resume` goes on", as_json=as_json)
 
 
@@ -81,7 +80,7 @@ def resume(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's 
     \b
     Example: worker-ctl resume
     """  # noqa: D301 - click's own mark
-    answer = ask(load_config(file), "POST", "/resume", {})
+    answer = ask(load_for_orders(file), "POST", "/resume", {})
     _tell(answer, "resumed" if answer["before"] else "was not paused", as_json=as_json)
 
 
@@ -98,11 +97,13 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
     \b
     Example: worker-ctl drain --timeout 120 && sudo reboot
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     ask(config, "POST", "/pause", {})
     status = _await(config, timeout_s, is_drained, _not_drained)
-    parked, backlog = status["streams"]["parked"], status["streams"]["backlog"]
-    told = f"nothing is in hand; parked {parked}, backlog {backlog}; `worker-ctl resume` goes on"
+    reachable = status["redis"]["reachable"]  # or the numbers are old, or none
+    parked, backlog = (status["streams"][name] if reachable else None for name in ("parked", "backlog"))
+    counts = f"parked {parked}, backlog {backlog}" if reachable else "Redis does not answer, so what waits is not known"
+    told = f"nothing is in hand; {counts}; `worker-ctl resume` goes on"
     _tell({"paused": True, "in_hand": 0, "parked": parked, "backlog": backlog}, told, as_json=as_json)
 
 
@@ -121,7 +122,7 @@ def restart(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> N
     \b
     Example: worker-ctl restart --wait
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     answer = ask(config, "POST", "/restart", {})
     _roll(config, answer, timeout_s if wait else None, as_json=as_json)
 
@@ -143,7 +144,7 @@ def reload(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> No
     \b
     Example: worker-ctl config check && worker-ctl reload --wait
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file, tells=False)  # the fleet says it itself
     answer = ask(config, "POST", "/reload", {})
     _roll(config, answer, timeout_s if wait else None, as_json=as_json)
 
@@ -159,7 +160,7 @@ def stop(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's si
     \b
     Example: worker-ctl stop
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     ask(config, "POST", "/stop", {})
     state = StateDir(config.state_dir)
     deadline = time.monotonic() + config.fleet.drain_s + STOP_GRACE_S
@@ -181,7 +182,8 @@ def is_drained(status: dict[str, Any]) -> bool:
 def _not_drained(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if (row.get("stats") or {}).get("in_hand")]
     lines = [f"{row['name']} has {row['stats']['in_hand']} in hand" for row in rows]
-    leave("the fleet is paused, but has not drained in time", *lines, code=1)
+    reasons = [reason for reason in status["health"]["reasons"] if not reason.startswith("paused")]
+    leave("the fleet is paused, but has not drained in time", *lines, *reasons, code=1)
 
 
 def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_json: bool) -> None:
@@ -193,19 +195,25 @@ def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_js
     if wait_s is not None:
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
+    if answer["rolling"] is None and not answer["workers"]:
+        others = "" if "changed" in answer else "; janitor and desk are"
+        _tell(answer, f"no worker is there to be replaced{changed}{others}", as_json=as_json)
+        return
     done = "replaced" if wait_s is not None else "replacing, one by one"
-    text = (
-        f"{done}: {answer['workers']} workers{changed}"
-        if answer["workers"]
-        else f"taken over, no worker replaced{changed}"
-    )
+    workers = _counted(answer["workers"], "worker", "workers")
+    text = f"{done}: {workers}{changed}" if answer["workers"] else f"taken over, no worker replaced{changed}"
     _tell(answer, text, as_json=as_json)
 
 
 def _not_rolled(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if row["state"] == "starting" and row["name"].startswith("worker-")]
     lines = [f"{row['name']} is starting for {row['for_s']:.0f} s; {_waits_for(row)}" for row in rows]
-    leave(f"not finished in time: {status['rolling']['left']} old processes are left", *lines, code=1)
+    left = _counted(status["rolling"]["left"], "process", "processes")
+    leave(f"not finished in time, and goes on; still to be replaced: {left}", *lines, code=1)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _waits_for(row: dict[str, Any]) -> str:
@@ -220,9 +228,12 @@ def _await(
     deadline = time.monotonic() + timeout_s
     while True:
         status: dict[str, Any] | None = None
-        with suppress(*NO_ANSWER):
+        try:
             reply = request(config, "GET", "/status")
             status = None if reply.is_error else reply.document
+        except NO_ANSWER as error:
+            if not StateDir(config.state_dir).held():  # somebody has stopped it meanwhile
+                leave(*remedy(config, error), code=EX_UNAVAILABLE)
         if status is not None and condition(status):
             return status
         if time.monotonic() > deadline:

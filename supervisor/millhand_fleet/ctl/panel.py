@@ -35,6 +35,7 @@ class View(NamedTuple):
     lost: str = ""  # why the desk does not answer; what the document says is old then
     lost_for_s: float = 0.0
     lost_at: str = ""
+    is_live: bool = True
 
 
 def screen(view: View, columns: int, lines: int, *, ascii_only: bool = False) -> RenderableType:
@@ -59,7 +60,10 @@ def screen(view: View, columns: int, lines: int, *, ascii_only: bool = False) ->
         fact_table(told, columns, wraps=False),
         Text(),
         process_table(rows, columns, wraps=False),
-        *map(_one_line, [*tail, Text(f"{clock(document.get('at'))}  q leaves".strip(), "dim")]),
+        *map(
+            _one_line,
+            [*tail, Text(f"{clock(document.get('at'))}  {'q leaves' if view.is_live else ''}".strip(), "dim")],
+        ),
     ]
     return Group(*parts)
 

@@ -39,6 +39,11 @@ def reason_table(document: Document, columns: int, count_max: int, *, wraps: boo
     return _grid([(f"  {BULLET}", reason) for reason in said[:count_max]], columns, colour(document), wraps=wraps)
 
 
+def note_table(notes: Iterable[str], columns: int) -> Table:
+    """Return what is worth knowing and nothing wrong, a row each."""
+    return _grid([("  -", plain(note)) for note in notes], columns, "dim", wraps=True)
+
+
 def fact_table(facts: Iterable[Fact], columns: int, *, wraps: bool) -> Table:
     """Return the facts, label beside text; cut to a line each unless they may wrap."""
     return _grid(list(facts), columns, "dim", wraps=wraps)

@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 import click
 
 from millhand.address import redis_address
-from millhand.config import EMBEDDED, Config
+from millhand.config import EMBEDDED, SECTIONS, Config
 from millhand.errors import ConfigError, Unusable
-from millhand.layers import load
+from millhand.layers import load, load_what_is_right
 from millhand_fleet.state import ENDPOINTS, StateDir
 
 EX_UNAVAILABLE = 69
+ELSEWHERE = {*SECTIONS, "task"} - {"fleet"}  # sections that do not say which fleet it is
 PLACES = (Path("millhand.toml"), Path("/etc/millhand/millhand.toml"))
 
 
@@ -23,6 +24,19 @@ def load_config(file: Path | None, flags: dict[str, Any] | None = None) -> Confi
         return load(file or found_file(), os.environ, {key: v for key, v in (flags or {}).items() if v is not None})
     except ConfigError as error:
         leave("the configuration cannot be used", *error.problems)
+
+
+def load_for_orders(file: Path | None, *, tells: bool = True) -> Config:
+    """Load the configuration as far as it takes to speak to the running fleet; leave where it may name another fleet.
+
+    The fleet has read its own long ago: whoever must look at it, or stop it, shall not have to mend a file first.
+    """
+    config, problems = load_what_is_right(file or found_file(), os.environ)
+    if not all(problem.partition(".")[0] in ELSEWHERE for problem in problems):
+        leave("the configuration cannot be used", *problems)
+    if problems and tells:
+        say("warning", "yellow", "the configuration is wrong; the running fleet keeps the one that it has", *problems)
+    return config
 
 
 def found_file() -> Path | None:
@@ -60,7 +74,12 @@ def redis_url(config: Config) -> str:
 
 def leave(message: str, *lines: str, code: int = os.EX_CONFIG) -> NoReturn:
     """Say what is wrong and what to do, and exit."""
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    say("error", "red", message, *lines)
+    sys.exit(code)
+
+
+def say(word: str, colour: str, message: str, *lines: str) -> None:
+    """Say something on standard error, with what belongs to it below."""
+    click.echo(click.style(f"{word}: ", fg=colour, bold=True) + message, err=True)
     for line in "\n".join(lines).splitlines():
         click.echo("  " + line, err=True)
-    sys.exit(code)

@@ -9,13 +9,14 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from millhand_fleet.ctl.desk_client import ask, await_ready
-from millhand_fleet.ctl.screen import fact_table, print_trimmed, process_table, reason_table, title
-from millhand_fleet.ctl.settings import load_config
+from millhand_fleet.ctl.screen import fact_table, note_table, print_trimmed, process_table, reason_table, title
+from millhand_fleet.ctl.settings import load_for_orders
 from millhand_fleet.ctl.wording import Document, facts
 
 WIDTH_OFF_TERMINAL = 1000  # a line of a file or a pipe is not wrapped: grep shall find it
 REASONS_MAX = 1000  # all of them
 EX_NOT_READY = 1
+ROLLING_NOTE = "rolling "  # the headline says that
 
 
 @click.command()
@@ -34,7 +35,7 @@ def status(file: Path | None, *, as_json: bool, wait_s: float | None) -> None:
     Examples: worker-ctl status --wait 60
               worker-ctl status --json | jq .health.backlog
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     if wait_s is not None:
         await_ready(config, wait_s)
     document = ask(config, "GET", "/status")
@@ -52,6 +53,8 @@ def show(document: Document, console: Console) -> None:
     parts: list[RenderableType] = [title(document)]
     if document["health"]["reasons"]:
         parts.append(reason_table(document, columns, REASONS_MAX, wraps=True))
+    if notes := [note for note in document["health"].get("notes", []) if not note.startswith(ROLLING_NOTE)]:
+        parts.append(note_table(notes, columns))
     parts += [Text(), fact_table(facts(document), columns, wraps=True)]
     parts += [Text(), process_table(document["children"], columns, wraps=True)]
     print_trimmed(console, Group(*parts))

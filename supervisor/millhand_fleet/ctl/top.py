@@ -16,7 +16,7 @@ from millhand_fleet.ctl.desk_client import NO_ANSWER, ask, remedy, request
 from millhand_fleet.ctl.keyboard import single_keys
 from millhand_fleet.ctl.panel import MINUTE, Rates, View, screen
 from millhand_fleet.ctl.screen import print_trimmed
-from millhand_fleet.ctl.settings import load_config
+from millhand_fleet.ctl.settings import load_for_orders
 from millhand_fleet.ctl.wording import Document, clock
 
 REFRESH_EVERY_S = 1.0
@@ -40,10 +40,10 @@ def top(file: Path | None, *, once: bool) -> None:
     Examples: worker-ctl top
               worker-ctl top --once
     """  # noqa: D301 - click's own mark
-    config = load_config(file)
+    config = load_for_orders(file)
     console = Console(highlight=False)
     if once:
-        view = View(ask(config, "GET", "/status"))
+        view = View(ask(config, "GET", "/status"), is_live=False)
         print_trimmed(console, screen(view, console.width, LINES_UNBOUNDED, ascii_only=console.options.ascii_only))
         return
     if not console.is_terminal or console.is_dumb_terminal:

@@ -14,6 +14,7 @@ ROLLING = {"restart": "restarting", "reload": "taking in the new configuration",
 PLACED = {"in_hand", "oldest_s", "waits_for", "asking"}  # of a worker's stats: said in words of their own
 UNKNOWN = "-"
 GOOD_EXIT = "code 0"
+SENTENCES = ("waits", "paused")  # what already says what a child does, and is no mere reason
 
 
 class Fact(NamedTuple):
@@ -37,6 +38,10 @@ class Process(NamedTuple):
 
 def facts(document: Document) -> Iterator[Fact]:
     """Yield what an operator asks for, in the order of the asking."""
+    if not document.get("seen", True):
+        yield Fact("streams", "not known: Redis has not answered since the desk began")
+        yield Fact("redis", redis(document))
+        return
     yield Fact("backlog", backlog(document))
     yield Fact("rates", rates(document))
     yield Fact("success", success(document))
@@ -98,11 +103,12 @@ def latency(document: Document) -> str:
 
 
 def dead(document: Document) -> str:
-    """Return how many dead letters there are, by reason, the most frequent first."""
-    streams = document["streams"]
+    """Return how many dead letters there are, and how many there ever were, by reason, the most frequent first."""
+    streams, length = document["streams"], document.get("dead_letter_length")
     reasons = sorted(streams.get("dead_by_reason", {}).items(), key=lambda item: -item[1])
     named = ", ".join(f"{plain(reason)} {count:,}" for reason, count in reasons)
-    return f"{streams['dead']:,}" + (f" ({named})" if named else "")
+    there = "" if length is None or length == streams["dead"] else f"{length:,} there, ever "
+    return f"{there}{streams['dead']:,}" + (f" ({named})" if named else "")
 
 
 def gate(document: Document) -> str:
@@ -152,7 +158,7 @@ def doing(row: dict[str, Any]) -> str:
     """Return what a child is at."""
     stats = row.get("stats") or {}
     if waits_for := stats.get("waits_for"):
-        return f"waits for {plain(waits_for)}" if not str(waits_for).startswith("waits") else plain(waits_for)
+        return plain(waits_for) if str(waits_for).startswith(SENTENCES) else f"waits for {plain(waits_for)}"
     parts = []
     if "in_hand" in stats:
         in_hand, oldest_s = stats["in_hand"], stats.get("oldest_s")

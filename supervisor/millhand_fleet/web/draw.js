@@ -287,7 +287,7 @@ function doingOf(child) {
   const stats = child.stats ?? {};
   const said = [];
   if (child.state !== "ready") said.push(child.last_exit ? `ended last with ${child.last_exit}` : "");
-  else if (stats.waits_for) said.push(`waits for ${stats.waits_for}`);
+  else if (stats.waits_for) said.push(/^(waits|paused)/.test(stats.waits_for) ? stats.waits_for : `waits for ${stats.waits_for}`);
   else if (stats.asking > 0) said.push(`asks the model, ${many(stats.asking, "call")}`);
   else if (stats.at_the_gate) said.push("waits at the gate");
   else if (stats.in_hand > 0) said.push("works");
