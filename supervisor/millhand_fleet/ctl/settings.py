@@ -41,7 +41,18 @@ def load_for_orders(file: Path | None, *, tells: bool = True) -> Config:
 
 def found_file() -> Path | None:
     """Return the file that is used when none is named."""
-    return next((place for place in PLACES if place.is_file()), None)
+    return next((place for place in PLACES if _is_there(place)), None)
+
+
+def _is_there(place: Path) -> bool:
+    """Whether a file is there. Of one that is hidden from us: the system's is, and `load` says so.
+
+    A folder that we may not enter is none that holds ours: `sudo -u millhand worker-ctl status` in somebody's home.
+    """
+    try:
+        return place.is_file()
+    except PermissionError:
+        return place.is_absolute()
 
 
 def redis_url(config: Config) -> str:
