@@ -19,7 +19,7 @@ from millhand.config import EMBEDDED, Config
 from millhand.keys import Keys
 from millhand.pulse import PAUSED
 from millhand_fleet import ordering
-from millhand_fleet.ctl import demo, desk_client, orders
+from millhand_fleet.ctl import demo, desk_client, orders, settings
 from millhand_fleet.ctl.main import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
 
 WORKER_CTL = [sys.executable, "-m", "millhand_fleet.ctl.main"]
@@ -201,6 +201,21 @@ def test_nobody_waits_for_a_fleet_that_was_stopped_meanwhile(
     monkeypatch.setattr(orders, "ask", lambda *_: {"rolling": "restart", "workers": 2, "changed": ["model.name"]})
     answer = run(environment, *order)
     assert answer.exit_code == EX_UNAVAILABLE
+    assert "is not running" in answer.stderr
+
+
+def test_a_folder_that_may_not_be_entered_is_no_place_for_a_configuration(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the README has it: `sudo -Hu millhand worker-ctl status`, in a home that is its owner's alone."""
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(settings, "PLACES", (Path("millhand.toml"),))
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    answer = run(environment, "status")
+    assert answer.exit_code == EX_UNAVAILABLE, answer.exception
     assert "is not running" in answer.stderr
 
 

@@ -45,10 +45,14 @@ def found_file() -> Path | None:
 
 
 def _is_there(place: Path) -> bool:
+    """Whether a file is there. Of one that is hidden from us: the system's is, and `load` says so.
+
+    A folder that we may not enter is none that holds ours: `sudo -u millhand worker-ctl status` in somebody's home.
+    """
     try:
         return place.is_file()
-    except PermissionError:  # sudo -u leaves a user in a folder that is not his
-        return False
+    except PermissionError:
+        return place.is_absolute()
 
 
 def redis_url(config: Config) -> str:
