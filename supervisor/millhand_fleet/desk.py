@@ -55,9 +55,14 @@ def attend(config: Config, tcp: socket.socket, unix: socket.socket, birth: Birth
 
 async def _first_look(observer: Observer, stop: Stop) -> None:
     """Wait for the first picture, but not for a Redis that hangs: a desk that was replaced does not say `down`."""
-    looked = asyncio.gather(observer.looked.wait(), observer.heard.wait())
-    with suppress(TimeoutError):
-        await stop.or_result(asyncio.wait_for(looked, FIRST_LOOK_S))
+
+    async def picture() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await observer.looked.wait()
+                await observer.heard.wait()
+
+    await stop.or_result(picture())
 
 
 class Desk:
