@@ -334,12 +334,12 @@ def descriptors() -> set[str]:
 
 def test_a_child_gets_all_that_it_is_called_with_and_costs_no_descriptor_in_the_end() -> None:
     Child(Spec("first", leave, lambda _: ("",))).bury()  # multiprocessing's own helper stays
-    before = len(descriptors())
+    before = descriptors()
     made = Child(Spec("worker-1", leave, lambda _: (MUCH,)))
     assert eventually(made.hear, 30) == [{"given": len(MUCH)}]
     eventually(lambda: made.exit_code == 0, 30)
     made.bury()
-    assert len(descriptors()) == before
+    assert descriptors() <= before
 
 
 @pytest.mark.timeout(60)
