@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from scripts.fake_ollama import FakeOllama  # noqa: E402
 
 EVENTS_PER_S = 30
 WITHIN_S = 60.0
+LEFT_S_MAX = 5.0  # for the interpreter's own helper of a supervisor to see that it is alone
 SHOWN = {
     "child.died", "child.stacks", "child.killed", "child.not_started", "child.ready", "fleet.crash_loop",
     "fleet.crash_loop_over", "fleet.scaled", "fleet.paused", "fleet.resumed", "fleet.rolling", "fleet.rolled",
@@ -251,6 +252,8 @@ def drilled(fleet: PreparedFleet, streams: Streams) -> bool:
             everybody += fleet.family()
     eventually(lambda: streams.settled_once(drill.produced), WITHIN_S, what="every event is settled once")
     drill.step("SIGTERM, twice", lambda: os.kill(fleet.supervisor_pid(), signal.SIGTERM), fleet.terminated)
+    with suppress(AssertionError):
+        eventually(lambda: gone(everybody), LEFT_S_MAX)
     left = [process.pid for process in everybody if not gone([process])]
     enriched, dead = len(streams.enriched()), len(streams.dead())
     click.secho(

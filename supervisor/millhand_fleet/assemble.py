@@ -35,7 +35,8 @@ from millhand_fleet.state import (
     StateDir,
     kept_port,
 )
-from millhand_fleet.supervisor import Supervisor
+from millhand_fleet.stop_wait import StopWait
+from millhand_fleet.supervisor import STOP_GRACE_S, Supervisor
 
 LISTEN_BACKLOG = 128
 STACKS = "stacks"  # a file for each child that hung or crashed last
@@ -53,11 +54,11 @@ class Fleet:
     workers: int
 
 
-def assemble(config: Config, read: Callable[[], Config], stop_wait_note: str | None = None) -> Fleet:
+def assemble(config: Config, read: Callable[[], Config], waits: StopWait) -> Fleet:
     """Check what can be checked before a process is started, take the lock, open the sockets, and wire the children.
 
     `read` reads the configuration again, for a reload. Raises Unusable with what to change, FleetRunningError if
-    another supervisor is there.
+    another supervisor is there. `waits` is how long whoever runs us waits after a SIGTERM.
     """
     require_usable(config)
     state = StateDir(config.state_dir)
@@ -68,10 +69,10 @@ def assemble(config: Config, read: Callable[[], Config], stop_wait_note: str | N
         raise Unusable(f"fleet.state_dir {state.path} cannot be used: {error.strerror}") from error
     if killed := end_leftovers(state):
         logger().warning("fleet.leftovers_killed", pids=killed)
-    return _wire(config, state, read, stop_wait_note)
+    return _wire(config, state, read, waits)
 
 
-def _wire(config: Config, state: StateDir, read: Callable[[], Config], stop_wait_note: str | None) -> Fleet:
+def _wire(config: Config, state: StateDir, read: Callable[[], Config], waits: StopWait) -> Fleet:
     servers: list[Spec] = []
     redis_url, model_url = config.redis.url, config.model.url
     if redis_url == EMBEDDED:
@@ -93,7 +94,7 @@ def _wire(config: Config, state: StateDir, read: Callable[[], Config], stop_wait
     def drawn(configured: Config) -> Blueprint:
         urls = {"redis": redis_url} if configured.redis.url == EMBEDDED else {"redis": configured.redis.url}
         urls |= {"model": model_url} if configured.model.url == EMBEDDED else {"model": configured.model.url}
-        return _blueprint(configured.with_urls(**urls), tuple(servers), tcp, unix)
+        return _blueprint(configured.with_urls(**urls), tuple(servers), (tcp, unix), waits)
 
     desired = DesiredCount(state, config.fleet.workers)
     embedded = {"redis_url": redis_url} if servers and servers[0].name == "valkey" else {}
@@ -103,23 +104,25 @@ def _wire(config: Config, state: StateDir, read: Callable[[], Config], stop_wait
         notify=Notify(os.environ),
         renew=Reloader(config, read, drawn),
         remember=lambda pids: remember(state, pids),
-        stop_wait_note=stop_wait_note,
     )
     supervisor = Supervisor(drawn(config), desired, OperatorPause(state), outside)
     return Fleet(supervisor, redis_url, model_url, desk_url, desired.value)
 
 
-def _blueprint(config: Config, servers: tuple[Spec, ...], tcp: socket.socket, unix: socket.socket) -> Blueprint:
+def _blueprint(
+    config: Config, servers: tuple[Spec, ...], sockets: tuple[socket.socket, socket.socket], waits: StopWait
+) -> Blueprint:
     roles = Roles(
         servers=servers,
         janitor=lambda living: Spec(
             "janitor", look_after, lambda _: (config, living), stacks=_stacks(config, "janitor")
         ),
-        desk=Spec("desk", attend, lambda _: (config, tcp, unix), stacks=_stacks(config, "desk")),
+        desk=Spec("desk", attend, lambda _: (config, *sockets), stacks=_stacks(config, "desk")),
         worker=lambda number: _worker(config, number),
     )
     fleet = config.fleet
-    return Blueprint(roles, fleet.drain_s, Wear(fleet.recycle_events, fleet.recycle_mib))
+    wear = Wear(fleet.recycle_events, fleet.recycle_mib)
+    return Blueprint(roles, fleet.drain_s, wear, waits.note(fleet.drain_s + STOP_GRACE_S))
 
 
 def _valkey(state_dir: Path, port: int) -> Spec:

@@ -34,6 +34,7 @@ class Blueprint:
     roles: Roles
     drain_s: float
     wear: Wear
+    stop_wait_note: str | None = None  # that whoever runs us would kill us before so long a drain can end
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,3 @@ class Outside:
     notify: Notify
     renew: Callable[[], Renewal]  # reads the configuration again; raises RefusedError
     remember: Callable[[Iterable[int]], None]  # keeps the processes' ids for who comes after us; raises OSError
-    stop_wait_note: str | None = None  # that whoever runs us would kill us too early

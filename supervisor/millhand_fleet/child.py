@@ -2,13 +2,15 @@
 
 import multiprocessing
 import os
+import pickle
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.reduction import DupFd, ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from millhand.pulse import HANG_LIMIT_S, Birth, Line
 
@@ -34,6 +36,42 @@ class Spec:
     beats: bool = True  # False: a foreign program, which knows nothing of our line and gets a SIGTERM
 
 
+class Parcel:
+    """What a new process calls, and with what. In the process itself it is the pair of the two.
+
+    It travels in a file of its own. Through the pipe that multiprocessing has for it, we would wait for the process as
+    soon as the configuration does not fit in there; and for ever, if it dies before it reads.
+    """
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.target = target
+        self.args = args
+        self._contents: IO[bytes] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pack. Only while a process is being started."""
+        self._contents = os.fdopen(os.memfd_create("parcel"), "wb")
+        self._contents.write(ForkingPickler.dumps((self.target, self.args)))
+        self._contents.flush()
+        return _unpacked, (DupFd(self._contents.fileno()),)
+
+    def close(self) -> None:
+        """Let go of the file: the process has its own descriptor of it."""
+        if self._contents is not None:
+            self._contents.close()
+
+
+def _unpacked(end: Any) -> Any:
+    with os.fdopen(end.detach(), "rb") as contents:
+        contents.seek(0)
+        return pickle.load(contents)  # noqa: S301 - from our own supervisor
+
+
+def _call(parcel: Any) -> None:
+    target, args = parcel
+    target(*args)
+
+
 class Child:
     """One incarnation of a spec. Start it from the main thread: the kernel's death signal follows the thread."""
 
@@ -48,16 +86,19 @@ class Child:
         self.kill_at: float | None = None
         self.killed = False
         if spec.stacks:
-            Path(spec.stacks).unlink(missing_ok=True)  # those of an earlier life are in the log
+            with suppress(OSError):
+                Path(spec.stacks).unlink(missing_ok=True)  # those of an earlier life are in the log
         self.line, end = Line.pair()
         birth = Birth(spec.name, end, os.getpid(), spec.stacks)
-        self._process = _spawn.Process(target=spec.target, args=(*spec.args(self.identity), birth), name=spec.name)
+        parcel = Parcel(spec.target, (*spec.args(self.identity), birth))
+        self._process = _spawn.Process(target=_call, args=(parcel,), name=spec.name)
         try:
             self._process.start()
         except BaseException:
             self.line.close()
             raise
         finally:
+            parcel.close()
             end.close()
 
     @property

@@ -86,7 +86,7 @@ def _gate_reasons(snapshot: Snapshot) -> Iterator[str]:
 
 def _notes(snapshot: Snapshot) -> Iterator[str]:
     if rolling := snapshot.rolling:
-        yield f"rolling {rolling.get('what', 'restart')}; workers to go: {rolling.get('left', '?')}"
+        yield f"rolling {rolling.get('what', 'restart')}; processes to go: {rolling.get('left', '?')}"
     if snapshot.stop_wait_note:
         yield snapshot.stop_wait_note
     durability = snapshot.redis.durability

@@ -10,11 +10,13 @@ from millhand.stop import end_at_once
 from millhand_fleet.state import ORPHANS_GONE_S, POLL_S, StateDir
 
 CHILDREN = "children.json"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def remember(state: StateDir, pids: Iterable[int]) -> None:
     """Write down which processes are ours now. Raises OSError."""
-    state.write(CHILDREN, {"children": [[pid, began] for pid in pids if (began := _began(pid))]})
+    children = [[pid, began] for pid in pids if (began := _began(pid))]
+    state.write(CHILDREN, {"boot": _boot(), "children": children}, is_lasting=False)
 
 
 def end_leftovers(state: StateDir) -> list[int]:
@@ -40,7 +42,10 @@ def is_orphan(pid: int, parent: int) -> bool:
 
 
 def _remembered(state: StateDir) -> list[tuple[int, str]]:
-    rows: Any = state.read(CHILDREN).get("children")
+    remembered: Any = state.read(CHILDREN)
+    if remembered.get("boot") != _boot():
+        return []  # numbers and times of another life of this host, which may be those of anybody now
+    rows = remembered.get("children")
     with suppress(TypeError, ValueError):
         return [(int(pid), str(began)) for pid, began in rows]
     return []
@@ -50,6 +55,13 @@ def _began(pid: int) -> str:
     """Return when a process began, in ticks; empty if it is gone. A later one of its number has another."""
     fields = _stat(pid)
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""  # noqa: PLR2004 - proc(5)
+
+
+def _boot() -> str:
+    """Return what names this life of the host; empty where the kernel does not say."""
+    with suppress(OSError):
+        return BOOT.read_text(encoding="ascii").strip()
+    return ""
 
 
 def _is_stopped(pid: int) -> bool:

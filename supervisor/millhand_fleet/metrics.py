@@ -58,7 +58,7 @@ class SnapshotCollector(Collector):
         yield _gauge("paused", "Whether an operator has paused the fleet.", float(snapshot.paused))
         yield _gauge("crash_loop", "Whether the workers die one after another.", float(snapshot.crash_loop))
         rolling = (snapshot.rolling or {}).get("left", 0)
-        yield _gauge("rolling_workers", "Workers that a rolling restart has still to replace.", rolling)
+        yield _gauge("rolling_workers", "Processes that a rolling restart has still to replace.", rolling)
         restarts = CounterMetricFamily("millhand_restarts", "Children started again.", labels=["child"])
         for row in snapshot.children:
             restarts.add_metric([row["name"]], row["restarts"])

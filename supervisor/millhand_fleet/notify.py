@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 
+def status_line(ready: int, desired: int, so: Mapping[str, bool]) -> str:
+    """Return the fleet in a line, for `systemctl status`: its workers, and whatever else is so."""
+    return ", ".join([f"{ready} of {desired} workers ready", *(word for word, is_so in so.items() if is_so)])
+
+
 class Notify:
     """Sends datagrams to the socket that systemd named; does nothing where none was."""
 

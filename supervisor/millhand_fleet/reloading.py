@@ -43,6 +43,9 @@ class Reloader:
             require_usable(config)
         except Unusable as error:
             raise RefusedError("invalid", f"the configuration cannot be used; nothing has changed\n{error}") from error
+        except Exception as error:  # a plug-in may raise anything, and a fleet that works must not end over it
+            said = f"{type(error).__name__}: {error}"
+            raise RefusedError("invalid", f"a task cannot be loaded; nothing has changed\n{said}") from error
         changed = changed_keys(self._config, config)
         if fixed := list(fixed_keys(changed, self._config, config)):
             raise RefusedError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millhand_fleet.child import Child
-from millhand_fleet.restarts import HEALTHY_AFTER_S, Wear, worn_by
+from millhand_fleet.restarts import HEALTHY_AFTER_S, Wear, after_exit, worn_by
 from millhand_fleet.states import State, Worker, state_of
 
 WORKER = "worker-"
@@ -25,6 +25,7 @@ class Slot:
     generation: int = 0
     wear_jitter: float = 0.0
     worn: str | None = None  # why its child is to be replaced, whatever its generation
+    replaced: bool = False  # its child leaves because it was to be replaced
     rss_mib: float = 0.0
     told_pause: bool = False
 
@@ -39,7 +40,14 @@ class Slot:
     def admit(self, child: Child, generation: int, wear_jitter: float) -> None:
         """Take in a new child."""
         self.child, self.generation, self.wear_jitter = child, generation, wear_jitter
-        self.worn, self.rss_mib, self.told_pause = None, 0.0, False
+        self.worn, self.replaced, self.rss_mib, self.told_pause = None, False, 0.0, False
+
+    def fail(self, lived_s: float, now_s: float, jitter: float, at_least_s: float = 0.0) -> float:
+        """Count a failure; return in how many seconds the next child is due."""
+        self.failures, delay_s = after_exit(self.failures, lived_s, jitter)
+        delay_s = max(delay_s, at_least_s)
+        self.not_before = now_s + delay_s
+        return delay_s
 
     def measure(self, wear: Wear) -> None:
         """Look at the child: how large it is, whether it is worn out, whether it has lived down its failures."""
@@ -53,15 +61,20 @@ class Slot:
             wear, events=events, rss_mib=self.rss_mib, lived_s=self.child.lived_s, jitter=self.wear_jitter
         )
 
+    def tell_pause(self, *, paused: bool) -> None:
+        """Tell the child, if it does not know yet. What it said before says nothing of whether it rests now."""
+        if self.child and self.told_pause != paused and self.child.line.send({"pause": paused}):
+            self.told_pause = paused
+            self.child.stats = {**self.child.stats, "waits_for": None}
+
     def is_old(self, generation: int) -> bool:
         """Whether its child is to be replaced."""
-        return self.generation < generation or self.worn is not None
+        return self.child is not None and (self.generation < generation or self.worn is not None)
 
     def as_worker(self, name: str, generation: int) -> Worker:
         """Return what decisions need to know of a worker's slot."""
         stats = self.child.stats if self.child else {}
-        old = self.child is not None and self.is_old(generation)
-        return Worker(number_of(name), self.state, stats.get("in_hand", 0), old)
+        return Worker(number_of(name), self.state, stats.get("in_hand", 0), self.is_old(generation))
 
     def row(self, name: str) -> dict[str, Any]:
         """Return what the desk shows of it."""
@@ -96,7 +109,8 @@ class Slots(dict[str, Slot]):
 
     def old_left(self, generation: int) -> int:
         """Return how many workers are there that are to be replaced, or are just leaving for that."""
-        return sum(bool(slot.child) and slot.is_old(generation) for slot in self.workers().values())
+        workers = self.workers().values()
+        return sum(slot.replaced if slot.state is State.STOPPING else slot.is_old(generation) for slot in workers)
 
     def ready_workers(self) -> int:
         """Return how many workers are ready."""

@@ -167,7 +167,7 @@ class Observer:
                 **await self._outputs(),
                 "seen": True,
             }
-        except (*RedisError, KeyError, Unusable) as error:
+        except (*RedisError, KeyError, ValueError, OverflowError, Unusable) as error:  # or what it holds is no number
             redis, seen = RedisView(error=str(error) or type(error).__name__), {}  # the last numbers stay
             self._config_is_forbidden = False
             if is_stale(error):

@@ -67,6 +67,13 @@ class StateDir:
             os.close(descriptor)
         return False
 
+    def holder(self) -> int:
+        """Return the process of the supervisor that holds the directory, or held it last; 0 where not known."""
+        try:
+            return _two_numbers((self.path / LOCK).read_bytes())[0]
+        except OSError:
+            return 0
+
     def read(self, name: str) -> dict[str, Any]:
         """Return a state file's object; empty if there is none, or none that can be read."""
         try:
@@ -75,14 +82,18 @@ class StateDir:
             return {}
         return document if isinstance(document, dict) else {}
 
-    def write(self, name: str, document: dict[str, Any]) -> None:
-        """Replace a state file; a reader sees the old one or the new one, never half."""
+    def write(self, name: str, document: dict[str, Any], *, is_lasting: bool = True) -> None:
+        """Replace a state file; a reader sees the old one or the new one, never half.
+
+        Waits for the disk, unless what is written means nothing after a power cut.
+        """
         draft = self.path / f".{name}.draft"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file)
             file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         draft.rename(self.path / name)
 
 

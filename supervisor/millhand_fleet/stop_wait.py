@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.parsers.expat import ExpatError
 
 from millhand_fleet.ctl.desk_client import UnixConnection
@@ -18,30 +18,40 @@ CGROUP = Path("/proc/self/cgroup")
 IN_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
-def stop_wait_note(environment: Mapping[str, str], needed_s: float) -> str | None:
-    """Return what to change where we would be killed before a drain can end; None where all is well, or unknown."""
+class StopWait(NamedTuple):
+    """For how long whoever runs us waits, by which setting of theirs; None where nobody runs us, or nobody says."""
+
+    waits_s: float | None = None
+    setting: str = ""
+
+    def note(self, needed_s: float) -> str | None:
+        """Return what to change where we would be killed before a drain can end; None where all is well, or unknown."""
+        if self.waits_s is None or self.waits_s >= needed_s:
+            return None
+        return (
+            f"{self.setting} is {self.waits_s:g} s: whatever is not finished by then is killed. fleet.drain_s and the "
+            f"grace after it need {needed_s:g} s"
+        )
+
+
+def stop_wait_of(environment: Mapping[str, str]) -> StopWait:
+    """Ask whoever runs us. Takes some seconds at the most."""
     if environment.get("SUPERVISOR_ENABLED"):
-        waits_s, setting = _supervisord_waits_s(environment), "stopwaitsecs in supervisord's configuration"
-    elif environment.get("INVOCATION_ID"):
-        waits_s, setting = _systemd_waits_s(), "TimeoutStopSec in the systemd unit"
-    else:
-        return None
-    if waits_s is None or waits_s >= needed_s:
-        return None
-    return (
-        f"{setting} is {waits_s:g} s: whatever is not finished by then is killed. fleet.drain_s and the grace after it "
-        f"need {needed_s:g} s"
-    )
+        return StopWait(_supervisord_waits_s(environment), "stopwaitsecs in supervisord's configuration")
+    if environment.get("INVOCATION_ID"):
+        return StopWait(_systemd_waits_s(), "TimeoutStopSec in the systemd unit")
+    return StopWait()
 
 
 def _supervisord_waits_s(environment: Mapping[str, str]) -> float | None:
     """Ask the supervisord that started us for this program's stopwaitsecs."""
-    url, name = environment.get("SUPERVISOR_SERVER_URL", ""), environment.get("SUPERVISOR_PROCESS_NAME")
+    url = environment.get("SUPERVISOR_SERVER_URL", "")
+    ours = environment.get("SUPERVISOR_GROUP_NAME"), environment.get("SUPERVISOR_PROCESS_NAME")
     if not url.startswith(UNIX):
         return None
     with suppress(OSError, HTTPException, xmlrpc.client.Error, ExpatError, KeyError, ValueError):
         rows: Any = _call(url.removeprefix(UNIX), "supervisor.getAllConfigInfo")
-        return next((float(row["stopwaitsecs"]) for row in rows if row["name"] == name), None)
+        return next((float(row["stopwaitsecs"]) for row in rows if (row["group"], row["name"]) == ours), None)
     return None
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -11,7 +12,9 @@ from typing import Any
 from millhand.pulse import MESSAGE_BYTES_MAX
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError
 from millhand_fleet.child import Child, Spec
-from millhand_fleet.restarts import Wear, after_exit
+from millhand_fleet.notify import status_line
+from millhand_fleet.restarts import Wear
+from millhand_fleet.rolling import Rolling
 from millhand_fleet.slot import Slot, Slots, exit_text, is_worker, number_of, shortened, worker_name
 from millhand_fleet.state import WORKERS_MAX, DesiredCount, OperatorPause
 from millhand_fleet.states import converge, in_crash_loop
@@ -21,6 +24,7 @@ REPORT_EVERY_S = 1.0
 STOP_GRACE_S = 4.0  # past a drain deadline, for the last answers to be written
 SERVER_STOP_S = 5.0
 STARTS_AT_ONCE = max(4, 2 * len(os.sched_getaffinity(0)))  # workers that import: more would only make all of them late
+NEWS_MAX = 8 * WORKERS_MAX  # births and deaths that no janitor was there to hear
 ANSWER_CHARS_MAX = MESSAGE_BYTES_MAX // 8  # of an answer's text, whatever its characters take
 
 
@@ -34,8 +38,7 @@ class Supervisor:
         self._outside = outside
         self._tell = outside.tell
         self._slots = Slots()
-        self._generation = 0  # a child of an earlier one is to be replaced
-        self._rolling: str | None = None  # what for: restart, reload, recycle
+        self._rolling = Rolling(self._slots)
         self._crash_loop = False
         self._stop_requested = self._reload_requested = False
         self._cleared = False  # the janitor has been through once: workers may read
@@ -43,6 +46,8 @@ class Supervisor:
         self._unusable: str | None = None
         self._reported = 0.0
         self._remembered = set[int]()
+        self._news = deque[dict[str, Any]](maxlen=NEWS_MAX)  # for the janitor
+        self._orders: list[tuple[Child, dict[str, Any]]] = []
         self._answers: list[tuple[Child, dict[str, Any]]] = []
 
     def request_stop(self) -> None:
@@ -57,10 +62,12 @@ class Supervisor:
         """Tick until everything has stopped. Return why the fleet cannot be used, None after a stop by request."""
         self._tell.info("supervisor.started", pid=os.getpid(), workers=self._desired.value, paused=self._pause.value)
         self._outside.notify.ready()
+        self._warn_of_a_short_stop()
         while True:
             self._hear()
             self._reap()
             self._kill_overdue()
+            self._obey_orders()
             if self._stopping:
                 self._outside.notify.stopping()
                 if not self._stop_in_order():
@@ -69,6 +76,7 @@ class Supervisor:
                 self._reload_if_requested()
                 self._converge()
                 self._judge()
+            self._pass_on_news()
             self._remember()
             self._report()
             self._answer()
@@ -96,12 +104,20 @@ class Supervisor:
             if slot.child is None:
                 continue
             was_ready = slot.child.ready
-            for order in slot.child.hear():
-                self._obey(slot.child, order)
+            self._orders += [(slot.child, order) for order in slot.child.hear()]
             if slot.child.ready and not was_ready:
                 self._on_ready(name, slot.child)
             if slot.child.unusable and not self._worked:
                 self._unusable = slot.child.unusable
+
+    def _obey_orders(self) -> None:
+        """Obey what was ordered. It may take long (a slow disk, a plug-in's import), so nobody is judged after it.
+
+        Who has beaten meanwhile is heard in the next tick, before anybody is killed for his silence.
+        """
+        orders, self._orders = self._orders, []
+        for child, order in orders:
+            self._obey(child, order)
 
     def _obey(self, child: Child, order: dict[str, Any]) -> None:
         """Carry an order out. Its answer follows the next picture: whoever has the one has seen the other."""
@@ -166,12 +182,17 @@ class Supervisor:
         finally:
             self._outside.notify.ready()
         self._blueprint = renewal.blueprint
+        self._warn_of_a_short_stop()
         try:
             self._desired.configure(renewal.workers)
         except OSError as error:
             self._tell.error("fleet.not_scaled", workers=renewal.workers, before=self._desired.value, error=str(error))
         self._tell.info("fleet.reloaded", changed=list(renewal.changed), workers=self._desired.value)
         return {**self._roll("reload", renewal.concerns), "changed": list(renewal.changed)}
+
+    def _warn_of_a_short_stop(self) -> None:
+        if self._blueprint.stop_wait_note:
+            self._tell.warning("fleet.stop_wait_too_short", detail=self._blueprint.stop_wait_note)
 
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
@@ -182,17 +203,11 @@ class Supervisor:
                 return  # told already
 
     def _roll(self, what: str, concerns: frozenset[str]) -> dict[str, Any]:
-        """Have the children of these roles replaced: janitor and desk at once, the workers one by one."""
-        for name in concerns & {"janitor", "desk"}:
-            if child := self._slots.child(name):
-                self._send_away(child, what, SERVER_STOP_S)
-        if "worker" not in concerns:
-            return {"rolling": None, "workers": 0}
-        self._generation += 1
-        workers = sum(slot.child is not None for slot in self._slots.workers().values())
-        self._rolling = what if workers else None
-        self._tell.info("fleet.rolling", what=what, workers=workers)
-        return {"rolling": self._rolling, "workers": workers}
+        """Have the children of these roles replaced."""
+        workers = self._rolling.begin(what, concerns)
+        if concerns and self._rolling.what:
+            self._tell.info("fleet.rolling", what=what, workers=workers)
+        return {"rolling": self._rolling.what, "workers": workers}
 
     def _on_ready(self, name: str, child: Child) -> None:
         self._tell.info("child.ready", name=name, pid=child.pid, after_s=round(child.lived_s, 2))
@@ -219,7 +234,7 @@ class Supervisor:
                     del self._slots[name]
             else:
                 slot.restarts += 1
-                delay_s = self._delay_after_failure(slot, child.lived_s)
+                delay_s = slot.fail(child.lived_s, time.monotonic(), random.random())  # noqa: S311 - jitter, no secret
                 see = {"see": child.spec.log_file} if child.spec.log_file else {}
                 self._tell.warning("child.died", name=name, exit=slot.last_exit, restart_in_s=round(delay_s, 2), **see)
             child.bury()
@@ -231,14 +246,6 @@ class Supervisor:
             self._tell.error("child.unusable", name=child.spec.name, detail=child.unusable)
             if not self._worked:
                 self._unusable = child.unusable
-
-    @staticmethod
-    def _delay_after_failure(slot: Slot, lived_s: float, at_least_s: float = 0.0) -> float:
-        """Count a failure; return in how many seconds the slot's next child is due."""
-        slot.failures, delay_s = after_exit(slot.failures, lived_s, random.random())  # noqa: S311 - jitter, no secret
-        delay_s = max(delay_s, at_least_s)
-        slot.not_before = time.monotonic() + delay_s
-        return delay_s
 
     def _kill_overdue(self) -> None:
         for child in self._slots.children():
@@ -256,19 +263,14 @@ class Supervisor:
         self._ensure("janitor", lambda: roles.janitor(self._slots.consumers()))
         if not self._cleared:
             return
-        states = [slot.as_worker(name, self._generation) for name, slot in self._slots.workers().items()]
+        states = [slot.as_worker(name, self._rolling.generation) for name, slot in self._slots.workers().items()]
         change = converge(states, self._desired.value)
         for number in change.closed:
             self._close(worker_name(number))
         for name in [*self._slots.workers(), *map(worker_name, change.opened)]:
             self._ensure(name, lambda name=name: roles.worker(number_of(name)))  # type: ignore[misc]
         for slot in self._slots.workers().values():
-            if (
-                slot.child
-                and slot.told_pause != self._pause.value
-                and slot.child.line.send({"pause": self._pause.value})
-            ):
-                slot.told_pause = self._pause.value
+            slot.tell_pause(paused=self._pause.value)
 
     def _ensure(self, name: str, spec: Callable[[], Spec]) -> None:
         """Start a child in this slot if there is none and it is due."""
@@ -280,10 +282,10 @@ class Supervisor:
         try:
             child = Child(spec())
         except OSError as error:
-            delay_s = self._delay_after_failure(slot, 0.0, TICK_S)
+            delay_s = slot.fail(0.0, time.monotonic(), random.random(), TICK_S)  # noqa: S311 - jitter, no secret
             self._tell.error("child.not_started", name=name, error=str(error), again_in_s=round(delay_s, 2))
             return
-        slot.admit(child, self._generation, random.random())  # noqa: S311 - jitter, no secret
+        slot.admit(child, self._rolling.generation, random.random())  # noqa: S311 - jitter, no secret
         self._tell.info("child.started", name=name, pid=child.pid)
         if is_worker(name):
             self._tell_janitor({"born": child.identity})
@@ -294,8 +296,9 @@ class Supervisor:
         if slot.child is None:
             del self._slots[name]
             return
-        old = slot.generation < self._generation
-        why = (self._rolling or "restart") if old else f"recycle: {slot.worn}" if slot.worn else "scale"
+        old = slot.generation < self._rolling.generation
+        slot.replaced = slot.is_old(self._rolling.generation)
+        why = (self._rolling.what or "restart") if old else f"recycle: {slot.worn}" if slot.worn else "scale"
         self._send_away(slot.child, why, self._blueprint.drain_s)
 
     def _send_away(self, child: Child, why: str, within_s: float) -> None:
@@ -330,9 +333,11 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Tell when a rolling replacement is over, and when a crash loop begins and ends."""
-        if self._rolling and not self._slots.old_left(self._generation):
-            self._tell.info("fleet.rolled", what=self._rolling)
-            self._rolling, self._reported = None, 0.0
+        for child in self._rolling.whose_turn():
+            self._send_away(child, self._rolling.what or "restart", SERVER_STOP_S)
+        if what := self._rolling.end():
+            self._tell.info("fleet.rolled", what=what)
+            self._reported = 0.0
         janitor = self._slots.get("janitor", Slot())
         loop = in_crash_loop([slot.failures for slot in self._slots.workers().values()], janitor.failures)
         if loop != self._crash_loop:
@@ -349,8 +354,7 @@ class Supervisor:
         self._reported = now
         for name, slot in self._slots.items():
             slot.measure(self._blueprint.wear if is_worker(name) else Wear())
-        if not self._rolling and self._slots.old_left(self._generation):
-            self._rolling = "recycle"
+        self._rolling.notice_the_worn()
         self._outside.notify.status(self._in_a_line())
         if desk := self._slots.child("desk"):
             picture = self._picture()
@@ -360,24 +364,20 @@ class Supervisor:
                 desk.line.send({"counts": counts})  # by itself: the picture of a large fleet has no room for it
 
     def _picture(self) -> dict[str, Any]:
-        left = self._slots.old_left(self._generation)
         return {
             "desired": self._desired.value,
             "pid": os.getpid(),
             "paused": self._pause.value,
             "crash_loop": self._crash_loop,
-            "rolling": {"what": self._rolling, "left": left} if self._rolling else None,
-            "stop_wait_note": self._outside.stop_wait_note,
+            "rolling": self._rolling.told(),
+            "stop_wait_note": self._blueprint.stop_wait_note,
             "children": self._slots.rows(),
         }
 
     def _in_a_line(self) -> str:
-        words = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
-        said = [
-            f"{self._slots.ready_workers()} of {self._desired.value} workers ready",
-            *(word for word, so in words.items() if so),
-        ]
-        return ", ".join([*said, f"rolling {self._rolling}"] if self._rolling else said)
+        so = {"paused": self._pause.value, "crash loop": self._crash_loop, "stopping": self._stopping}
+        so[f"rolling {self._rolling.what}"] = self._rolling.what is not None
+        return status_line(self._slots.ready_workers(), self._desired.value, so)
 
     def _answer(self) -> None:
         for child, answer in self._answers:
@@ -385,5 +385,11 @@ class Supervisor:
         self._answers.clear()
 
     def _tell_janitor(self, message: dict[str, Any]) -> None:
-        if janitor := self._slots.child("janitor"):
-            janitor.line.send(message)
+        self._news.append(message)
+        self._pass_on_news()
+
+    def _pass_on_news(self) -> None:
+        """Tell the janitor who was born and who died; what it cannot hear now, it or its successor hears later."""
+        janitor = self._slots.child("janitor")
+        while self._news and janitor and not janitor.stopping and janitor.line.send(self._news[0]):
+            self._news.popleft()

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fleet.conftest import RunningFleet, Streams
+from tests.fleet.conftest import START_S_MAX, RunningFleet, Streams
 from tests.rig import RedisServer, eventually, free_port, old_redis
 
 from scripts.fake_ollama import FakeOllama
@@ -89,7 +89,7 @@ def test_an_unreachable_redis_is_waited_for(
 def test_a_missing_model_is_waited_for_and_named(fleet: RunningFleet, streams: Streams, fake: FakeOllama) -> None:
     fleet.environment["MILLHAND_MODEL_NAME"] = "nothere:7b"
     fleet.up(ready=False)
-    away = eventually(lambda: fleet.told("model.away"))
+    away = eventually(lambda: fleet.told("model.away"), START_S_MAX)
     assert "ollama pull nothere:7b" in away[0]["detail"]
     streams.produce(1)
     eventually(lambda: (status := fleet.status()) and "ollama pull nothere:7b" in str(status["health"]["reasons"]))
@@ -102,7 +102,7 @@ def test_an_unreachable_model_is_waited_for_and_nothing_is_read(fleet: RunningFl
     fleet.environment["MILLHAND_MODEL_URL"] = f"http://127.0.0.1:{port}"
     fleet.up(ready=False)
     streams.produce(5)
-    eventually(lambda: fleet.told("model.away"))
+    eventually(lambda: fleet.told("model.away"), START_S_MAX)
     assert streams.client.xpending("{events}:raw", "enrichers")["pending"] == 0
     with FakeOllama(port=port).in_thread():
         eventually(lambda: streams.settled_once(5), 40)

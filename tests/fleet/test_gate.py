@@ -136,7 +136,7 @@ def test_a_model_that_throttles_for_too_long_stops_the_fleet_until_a_probe_gets_
     eventually(lambda: streams.settled_once(60), 30)
     assert attempts_spent(streams) == 0
     assert not streams.dead()
-    assert gate_of(fleet)["state"] == "closed"
+    eventually(lambda: gate_of(fleet)["state"] == "closed", 30)
     assert len(fleet.told("model.away")) == len(fleet.told("model.back")) == 1
 
 

@@ -80,7 +80,8 @@ def test_the_whole_job_needs_no_more_than_the_rights_that_ship(fleet: RunningFle
         assert b"requeued: 1" in requeued.stdout, requeued.stderr
         eventually(lambda: any(record[b"redrives"] == b"1" for record in streams.dead()), 30)
         for command in (
-            ("dead", "list"), ("dead", "export"), ("compare", "--repeats"), ("trim", "--older-than", "0s", "--yes"),
+            ("dead", "list"), ("dead", "export"), ("compare", "--repeats"),
+            ("trim", "--stream", "enriched", "--older-than", "1h", "--yes"),
             ("tail", "--from", "start", "--no-follow"), ("tail", "--dead", "--from", "start", "--no-follow"),
             ("verify", "--min-rate", "0.9"),
         ):  # fmt: skip

@@ -69,6 +69,7 @@ def test_a_paused_fleet_finishes_what_it_has_and_reads_nothing_until_it_is_resum
     fleet.up()
     streams.produce(4, "event {n} [[fake hold times=1]]")
     fake.block_until(lambda: fake.held == 4, 30)
+    eventually(lambda: sum(row["stats"]["in_hand"] for row in rows(fleet)) == 4)
     assert told_by(fleet, "pause") == {"paused": True, "before": False}
     streams.produce(6)
     patience = fleet.ctl("drain", "--timeout", "0")

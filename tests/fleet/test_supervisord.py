@@ -90,7 +90,7 @@ def test_supervisord_runs_the_fleet_brings_it_back_and_stops_it_whole(supervisor
     assert second in {process.pid for process in family}
     supervisord.process.terminate()
     assert supervisord.process.wait(60) == 0
-    eventually(lambda: gone(family), 3)
+    eventually(lambda: gone(family), 20)
 
 
 @pytest.fixture
@@ -111,6 +111,11 @@ def test_a_fleet_whose_supervisord_was_killed_goes_on_and_makes_room_for_the_nex
     assert status is not None
     assert "stopwaitsecs in supervisord's configuration is 3 s" in status["stop_wait_note"]
     assert hasty.fleet.told("fleet.stop_wait_too_short")[0]["detail"] == status["stop_wait_note"]
+
+    conf = str(hasty.folder / "conf" / "supervisord.conf")
+    hangup = [str(BIN / "supervisorctl"), "-c", conf, "signal", "HUP", "millhand"]
+    subprocess.run(hangup, capture_output=True, timeout=30, check=True)
+    eventually(lambda: hasty.fleet.told("fleet.reloaded"), 30)
 
     streams.produce(100, "event {n} [[fake delay=0.2]]")
     hasty.process.kill()

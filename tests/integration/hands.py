@@ -63,7 +63,7 @@ async def working(config: Config, consumer: str = CONSUMER, *, block_ms: int = B
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "BLOCK_MS", block_ms)
         worker = Worker(config, consumer, stop, logger())
-        ear.stats = worker.stats
+        ear.stats, ear.hear = worker.stats, worker.hear
         try:
             async with _until_stopped(AtWork(stop, ear, asyncio.create_task(worker.run(ear)))) as at_work:
                 yield at_work

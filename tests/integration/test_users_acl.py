@@ -29,7 +29,8 @@ FORBIDDEN = {
                  "DEL {events}:totals", "DEL {events}:attempts", "SET {events}:totals x", "UNLINK {events}:closed"],
     "operator": [f"XREADGROUP GROUP enrichers me STREAMS {RAW} >", f"XACK {RAW} enrichers 1-1",
                  f"XADD {OUTPUT} * data x", f"XCLAIM {RAW} enrichers me 0 1-1",
-                 f"XADD {DEAD} * data x", "HSET {events}:gate tokens 99", "ZADD {events}:permits 1 x",
+                 f"XTRIM {RAW} MAXLEN 0", f"XTRIM {DEAD} MAXLEN 0", f"XADD {DEAD} * data x",
+                 "HSET {events}:gate tokens 99", "ZADD {events}:permits 1 x",
                  f"XGROUP CREATE {RAW} mine 0"],
     "producer": [f"XRANGE {RAW} - +", f"XREAD STREAMS {RAW} 0", f"XLEN {RAW}", f"XADD {OUTPUT} * data x", "INFO",
                  f"XTRIM {RAW} MAXLEN 0", f"XRANGE {OUTPUT} - +", f"XGROUP CREATE {RAW} mine 0", "EVAL return(1) 0"],
@@ -40,7 +41,7 @@ FORBIDDEN = {
 }  # fmt: skip
 ALLOWED = {
     "operator": [f"XRANGE {RAW} - +", f"XREVRANGE {OUTPUT} + - COUNT 1", f"XREAD BLOCK 1 STREAMS {OUTPUT} $",
-                 f"XTRIM {OUTPUT} MINID 1-1", f"XTRIM {DEAD} MINID 1-1", f"XADD {RAW} * data x", "INFO server"],
+                 f"XTRIM {OUTPUT} MINID 1-1", f"XDEL {DEAD} 1-1", f"XADD {RAW} * data x", "INFO server"],
     "producer": [f"XADD {RAW} * data x", "PING"],
     "reader": [f"XREAD STREAMS {OUTPUT} 0", f"XGROUP CREATE {OUTPUT} mine 0 MKSTREAM", "TIME", f"XLEN {OUTPUT}",
                f"XREADGROUP GROUP mine me COUNT 1 STREAMS {OUTPUT} >", f"XACK {OUTPUT} mine 1-1",

@@ -168,9 +168,10 @@ async def is_renewed(race: Race, entry_id: str) -> bool:
 
 
 async def test_stop_lets_the_calls_in_hand_finish_and_reads_nothing_new(
-    race: Race, config: Config, fake: FakeOllama
+    race: Race, redis_url: str, fake: FakeOllama
 ) -> None:
-    """F15: before the deadline nothing is thrown away; what was not read yet stays unread."""
+    """F15: before the deadline nothing is thrown away; what was not read yet stays unread, though places are free."""
+    config = config_for(redis_url, fake.url, {"model.concurrency": 2})
     in_hand = [await race.add(f"[[fake hold]] {n}") for n in range(2)]
     async with working(config) as at_work:
         await fake.until(lambda: fake.held == 2)

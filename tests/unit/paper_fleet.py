@@ -1,12 +1,15 @@
 """A supervisor whose children are made of paper, on a clock that stands still."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millhand_fleet.blueprint import Blueprint, Outside, RefusedError, Renewal, Roles
 from millhand_fleet.child import Spec
 from millhand_fleet.restarts import Wear
 from millhand_fleet.state import DesiredCount, OperatorPause, StateDir
 from millhand_fleet.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DRAIN_S = 20.0
 KILLED = -9
@@ -19,9 +22,12 @@ class PaperLine:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.closed = False
+        self.is_full = False
         self.end = object()
 
     def send(self, message: dict[str, Any]) -> bool:
+        if self.is_full:
+            return False
         self.sent.append(message)
         return True
 
@@ -120,6 +126,7 @@ class PaperFleet:
         self.refuse: dict[str, OSError] = {}
         self.notify = PaperNotify()
         self.renewal: Renewal | RefusedError = RefusedError("invalid", "there is no other configuration")
+        self.while_renewing: Callable[[], None] = lambda: None
         self.remembered: list[list[int]] = []
         self.roles = Roles(
             servers=(self._spec("valkey", beats=False), self._spec("model")),
@@ -135,6 +142,7 @@ class PaperFleet:
         return Blueprint(self.roles, drain_s, wear)
 
     def _renew(self) -> Renewal:
+        self.while_renewing()
         if isinstance(self.renewal, RefusedError):
             raise self.renewal
         return self.renewal

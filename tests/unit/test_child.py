@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from tests.rig import eventually
 
 from millhand.pulse import Birth, Line
 from millhand_fleet import child
-from millhand_fleet.child import BIRTH_LIMIT_S, KILL_AFTER_S, STACKS_CHARS_MAX, Child, Spec
+from millhand_fleet.child import BIRTH_LIMIT_S, KILL_AFTER_S, STACKS_CHARS_MAX, Child, Parcel, Spec
 
 
 class PaperProcess:
     """Looks like a multiprocessing.Process and writes down what is done to it."""
 
-    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
-        self.target, self.args, self.name = target, args, name
+    def __init__(self, *, target: Callable[..., None], args: tuple[Parcel], name: str) -> None:
+        (parcel,) = args
+        assert target is child._call
+        self.target, self.args, self.name = parcel.target, parcel.args, name
         self.pid: int | None = 4711
         self.sentinel = -1
         self.exitcode: int | None = None
@@ -312,3 +315,40 @@ def test_a_process_that_cannot_be_started_leaves_no_descriptor_open(
     ((ours, theirs),) = pairs
     assert ours.closed
     assert theirs.fileno() == -1
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+MUCH = "x" * 1_000_000  # more than a pipe holds
+
+
+def leave(text: str, birth: Birth) -> None:
+    """Be a child that says what it was given."""
+    line = Line(birth.end)
+    line.send({"given": len(text)})
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_child_gets_all_that_it_is_called_with_and_costs_no_descriptor_in_the_end() -> None:
+    Child(Spec("first", leave, lambda _: ("",))).bury()  # multiprocessing's own helper stays
+    before = len(descriptors())
+    made = Child(Spec("worker-1", leave, lambda _: (MUCH,)))
+    assert eventually(made.hear, 30) == [{"given": len(MUCH)}]
+    eventually(lambda: made.exit_code == 0, 30)
+    made.bury()
+    assert len(descriptors()) == before
+
+
+@pytest.mark.timeout(60)
+def test_a_child_that_dies_before_it_reads_what_it_is_called_with_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F17: killed for its memory while it is being born, say; the supervisor would wait for it for ever."""
+    resource_tracker.ensure_running()  # multiprocessing's own helper, by the real interpreter
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
+    made = Child(Spec("worker-1", leave, lambda _: (MUCH,)))
+    eventually(lambda: made.exit_code == 1, 30)
+    made.bury()

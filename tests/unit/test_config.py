@@ -22,6 +22,7 @@ from millhand.config import (
 )
 from millhand.errors import ConfigError, Unusable
 from millhand.layers import load
+from millhand_fleet.ctl import settings
 
 KEYS = [(section, field.name) for section, struct in SECTIONS.items() for field in msgspec.structs.fields(struct)]
 
@@ -561,3 +562,19 @@ def test_a_problem_in_a_field_names_the_field(refused: Refuse) -> None:
 def test_defaults_pass_their_own_checks() -> None:
     document: Any = msgspec.to_builtins(Config())
     assert msgspec.convert(document, Config) == Config()
+
+
+def test_a_folder_that_the_user_may_not_enter_holds_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sudo -u millhand worker-ctl …` from another's folder finds the one in /etc."""
+
+    class Forbidden(type(tmp_path)):  # type: ignore[misc]
+        def is_file(self) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+    installed = tmp_path / "millhand.toml"
+    installed.touch()
+    monkeypatch.setattr(settings, "PLACES", (Forbidden("millhand.toml"), installed))
+
+    assert settings.found_file() == installed

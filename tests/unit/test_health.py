@@ -216,7 +216,7 @@ def picture(*workers: dict[str, Any], desired: int = 2, age_s: float = 0.5, **ot
         ),
         pytest.param(
             picture(W1, W2, rolling={"what": "reload", "left": 1}),
-            Health(status="ok", ready=True, reasons=(), notes=("rolling reload; workers to go: 1",)),
+            Health(status="ok", ready=True, reasons=(), notes=("rolling reload; processes to go: 1",)),
             id="a rolling reload is work, and no fault",
         ),
         pytest.param(

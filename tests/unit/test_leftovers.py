@@ -68,9 +68,27 @@ def test_a_process_that_has_left_is_no_matter(state: StateDir, start: Start) -> 
 def test_another_process_that_got_the_number_is_left_alone(state: StateDir, start: Start) -> None:
     process = start()
     os.kill(process.pid, signal.SIGSTOP)
-    state.write(CHILDREN, {"children": [[process.pid, "1"]]})
+    remember(state, [process.pid])
+    state.write(CHILDREN, {**state.read(CHILDREN), "children": [[process.pid, "1"]]})
     assert end_leftovers(state) == []
     assert process.poll() is None
+
+
+def test_what_was_remembered_before_the_host_was_started_anew_is_nobody(state: StateDir, start: Start) -> None:
+    """F12: numbers and times since the start of the kernel may be those of any process now."""
+    process = start()
+    os.kill(process.pid, signal.SIGSTOP)
+    remember(state, [process.pid])
+    state.write(CHILDREN, {**state.read(CHILDREN), "boot": "another"})
+    assert end_leftovers(state) == []
+    assert process.poll() is None
+
+
+def test_remembering_waits_for_no_disk(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It happens at every start and end of a child, and means nothing after a power cut."""
+    monkeypatch.setattr("os.fsync", lambda _: pytest.fail("a disk was waited for"))
+    remember(state, [os.getpid()])
+    assert len(state.read(CHILDREN)["children"]) == 1
 
 
 def test_a_process_whose_parent_is_another_than_the_one_that_started_it_is_an_orphan(start: Start) -> None:
@@ -87,5 +105,5 @@ def test_a_process_whose_parent_is_another_than_the_one_that_started_it_is_an_or
 
 @pytest.mark.parametrize("document", [{}, {"children": None}, {"children": [1]}, {"children": [["x", "y"]]}])
 def test_a_file_that_says_nothing_is_no_matter(state: StateDir, document: dict[str, object]) -> None:
-    state.write(CHILDREN, document)
+    state.write(CHILDREN, {"boot": leftovers._boot(), **document})
     assert end_leftovers(state) == []

@@ -65,6 +65,19 @@ def test_a_plugin_that_cannot_be_loaded_is_refused_with_its_error(install: Insta
     assert refused("broken").startswith("entry point broken = plugged:absent: cannot be loaded: AttributeError: ")
 
 
+def test_a_plugin_that_wants_to_exit_is_refused_like_any_other_that_cannot_be_loaded(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that reloads would go with it, and leave its children behind."""
+    install()
+
+    def leave(_: EntryPoint) -> None:
+        raise SystemExit("give me a GPU")
+
+    monkeypatch.setattr(EntryPoint, "load", leave)
+    assert refused("broken").endswith("cannot be loaded: SystemExit: give me a GPU")
+
+
 def test_a_plugin_that_is_no_task_is_refused(install: Install) -> None:
     install(tone="positive")
     assert refused("tone") == "entry point tone = plugged:tone: is a str, not a millhand.tasks.task.Task"

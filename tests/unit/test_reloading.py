@@ -103,6 +103,14 @@ def test_a_task_that_does_not_exist_is_found_before_anything_changes() -> None:
         reloader(configured(), configured(enrich__tasks=("sentimnt",)))()
 
 
+def test_a_plug_in_that_raises_is_refused_and_does_no_harm() -> None:
+    def read() -> Config:
+        raise ZeroDivisionError("in somebody's module")
+
+    with pytest.raises(RefusedError, match="ZeroDivisionError: in somebody's module"):
+        Reloader(configured(), read, lambda config: config)()  # type: ignore[arg-type, return-value]
+
+
 def test_a_refused_configuration_is_compared_with_the_last_good_one() -> None:
     read = iter([configured(fleet__name="others"), configured(log__level="debug"), configured(log__level="debug")])
     renew = Reloader(configured(), lambda: next(read), lambda config: config)  # type: ignore[arg-type, return-value]

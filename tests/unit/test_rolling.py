@@ -1,8 +1,11 @@
 """The supervisor's orders beyond a count, recycling, crash loops, and what is told of it all."""
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.paper_fleet import DRAIN_S, NO_WEAR, PaperFleet
 
+from millhand.pulse import PAUSED
 from millhand_fleet.blueprint import RefusedError, Renewal
 from millhand_fleet.restarts import HEALTHY_AFTER_S, WEAR_AFTER_S, Wear
 from millhand_fleet.state import DesiredCount, OperatorPause, StateDir
@@ -67,6 +70,15 @@ def test_a_pause_is_told_to_every_worker_once(fleet: PaperFleet) -> None:
     ]
 
 
+def test_what_a_worker_said_during_an_earlier_pause_does_not_count_for_the_next(fleet: PaperFleet) -> None:
+    """Or a drain would be over before it began."""
+    fleet.order("pause")
+    fleet["worker-1"].stats = {"waits_for": PAUSED, "in_hand": 0}
+    fleet.order("resume")
+    fleet.order("pause")
+    assert fleet["worker-1"].stats["waits_for"] is None
+
+
 def test_a_worker_that_is_born_during_a_pause_hears_of_it_first(fleet: PaperFleet) -> None:
     fleet.order("pause")
     fleet.die("worker-2")
@@ -107,9 +119,9 @@ def test_a_pause_that_cannot_be_kept_is_none(fleet: PaperFleet, monkeypatch: pyt
 def test_a_restart_replaces_one_worker_after_the_other_the_new_one_first(fleet: PaperFleet) -> None:
     old = [fleet[name] for name in workers(fleet)]
     assert fleet.order("restart") == {"said": {"rolling": "restart", "workers": 3}}
-    for left, one in zip((3, 2, 1), old, strict=True):
+    for left, one in zip((5, 4, 3), old, strict=True):
         fleet.tick()
-        assert picture(fleet)["rolling"] == {"what": "restart", "left": left}
+        assert picture(fleet)["rolling"] == {"what": "restart", "left": left}, "janitor and desk among them"
         assert not [child for child in old if child.stopping and not child.buried], "nobody goes yet"
         (new,) = (child for child in fleet.living if child.spec.name.startswith("worker") and not child.ready)
         new.says_ready = True
@@ -117,22 +129,43 @@ def test_a_restart_replaces_one_worker_after_the_other_the_new_one_first(fleet: 
         fleet.tick()
         assert [child for child in old if child.stopping and not child.buried] == [one]
         assert one.stopped_with == (DRAIN_S, STOP_GRACE_S)
+        assert fleet.tales("fleet.rolled") == []
         fleet.die(one.spec.name, 0)
-    fleet.tick()
-    assert picture(fleet)["rolling"] is None
     assert len(workers(fleet)) == 3
     assert not [child for child in old if not child.buried]
+    others_replaced(fleet)
+    assert picture(fleet)["rolling"] is None
     assert fleet.tales("child.died") == []
     assert fleet.tales("fleet.rolled") == [{"what": "restart"}]
 
 
-def test_a_restart_replaces_janitor_and_desk_at_once(fleet: PaperFleet) -> None:
+def others_replaced(fleet: PaperFleet) -> None:
+    """Let janitor and desk go, whose turn it is, and their successors get ready."""
+    fleet.tick()
+    for name in sorted(fleet.stopping):
+        fleet.die(name, 0)
+    fleet.make_ready("janitor", "desk")
+    fleet.pass_time(1)
+
+
+def test_janitor_and_desk_have_their_turn_after_the_workers(fleet: PaperFleet) -> None:
+    """So that the fleet is seen and minded meanwhile, and keeps both where the new workers never get ready."""
     janitor, desk = fleet["janitor"], fleet["desk"]
     fleet.order("restart")
+    fleet.pass_time(60)
+    assert fleet.stopping == set()
+    for name in ("worker-1", "worker-2", "worker-3"):
+        fleet.die(name)
+    fleet.make_ready(*workers(fleet))
+    fleet.tick()
+    fleet.die("worker-4", 0)
+    fleet.tick()
     assert janitor.stopped_with == desk.stopped_with == (SERVER_STOP_S, STOP_GRACE_S)
-    fleet.die("janitor", 0)
+    assert picture(fleet)["rolling"] == {"what": "restart", "left": 2}
+    others_replaced(fleet)
     assert fleet["janitor"] is not janitor
-    assert fleet.tales("child.died") == []
+    assert fleet["desk"] is not desk
+    assert picture(fleet)["rolling"] is None
 
 
 def test_whoever_ordered_a_restart_has_the_answer_from_the_old_desk(fleet: PaperFleet) -> None:
@@ -148,7 +181,7 @@ def test_a_successor_that_never_gets_ready_costs_no_old_worker(fleet: PaperFleet
     for _ in range(20):
         fleet.pass_time(30)
     assert not [child for child in old if child.stopping]
-    assert picture(fleet)["rolling"] == {"what": "restart", "left": 3}
+    assert picture(fleet)["rolling"] == {"what": "restart", "left": 5}
 
 
 def test_a_second_restart_replaces_the_successors_of_the_first(fleet: PaperFleet) -> None:
@@ -168,19 +201,32 @@ def test_an_old_worker_that_dies_needs_no_replacement_any_more(fleet: PaperFleet
     for name in ("worker-1", "worker-2", "worker-3"):
         fleet.die(name)
     fleet.make_ready(*workers(fleet))
-    for _ in range(4):
+    for _ in range(9):
         fleet.pass_time(1)
         for child in fleet.living:
-            child.exit_code = 0 if child.stopping else None
+            child.exit_code, child.says_ready = (0 if child.stopping else None), True
     assert picture(fleet)["rolling"] is None
     assert len(workers(fleet)) == 3
 
 
-def test_a_fleet_of_no_workers_has_nothing_to_roll(fleet: PaperFleet) -> None:
+def test_a_fleet_of_no_workers_has_only_janitor_and_desk_to_replace(fleet: PaperFleet) -> None:
     fleet.order("scale", workers=0)
     for name in workers(fleet):
         fleet.die(name, 0)
-    assert fleet.order("restart") == {"said": {"rolling": None, "workers": 0}}
+    assert fleet.order("restart") == {"said": {"rolling": "restart", "workers": 0}}
+    others_replaced(fleet)
+    assert picture(fleet)["rolling"] is None
+
+
+def test_who_drains_already_is_no_part_of_a_restart(fleet: PaperFleet) -> None:
+    fleet.order("scale", workers=1)
+    assert fleet.order("restart") == {"said": {"rolling": "restart", "workers": 1}}
+    assert picture(fleet)["rolling"] == {"what": "restart", "left": 3}
+    fleet.order("scale", workers=0)
+    for name in workers(fleet):
+        fleet.die(name, 0)
+    others_replaced(fleet)
+    assert picture(fleet)["rolling"] is None
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------
@@ -201,7 +247,7 @@ def test_a_reload_replaces_whom_it_concerns(fleet: PaperFleet) -> None:
     renewed(fleet, "model.name", "fleet.drain_s")
     answer = fleet.order("reload")
     assert answer == {"said": {"rolling": "reload", "workers": 3, "changed": ["model.name", "fleet.drain_s"]}}
-    assert fleet.stopping == {"janitor", "desk"}
+    assert fleet.stopping == set()
     fleet.make_ready("worker-4")
     fleet.tick()
     assert fleet["worker-1"].stopped_with == (7.0, STOP_GRACE_S), "the new configuration's drain time"
@@ -210,9 +256,13 @@ def test_a_reload_replaces_whom_it_concerns(fleet: PaperFleet) -> None:
 @pytest.mark.parametrize("name", ["janitor", "desk"])
 def test_a_reload_that_concerns_one_process_leaves_the_others_alone(fleet: PaperFleet, name: str) -> None:
     renewed(fleet, f"{name}.every_s", concerns=frozenset({name}))
-    assert fleet.order("reload")["said"]["rolling"] is None
+    assert fleet.order("reload")["said"] == {"rolling": "reload", "workers": 0, "changed": [f"{name}.every_s"]}
     fleet.pass_time(5)
     assert fleet.stopping == {name}
+    fleet.die(name, 0)
+    fleet.make_ready(name)
+    fleet.pass_time(1)
+    assert picture(fleet)["rolling"] is None
 
 
 def test_a_reload_without_a_change_replaces_nobody(fleet: PaperFleet) -> None:
@@ -220,6 +270,13 @@ def test_a_reload_without_a_change_replaces_nobody(fleet: PaperFleet) -> None:
     assert fleet.order("reload") == {"said": {"rolling": None, "workers": 0, "changed": []}}
     fleet.pass_time(5)
     assert fleet.stopping == set()
+
+
+def test_a_reload_without_a_change_leaves_a_restart_as_it_is(fleet: PaperFleet) -> None:
+    fleet.order("restart")
+    renewed(fleet, concerns=frozenset())
+    assert fleet.order("reload") == {"said": {"rolling": "restart", "workers": 0, "changed": []}}
+    assert picture(fleet)["rolling"] == {"what": "restart", "left": 5}
 
 
 def test_a_count_that_was_changed_in_the_configuration_holds_after_a_reload(fleet: PaperFleet, state: StateDir) -> None:
@@ -379,3 +436,25 @@ def test_systemd_is_told_how_the_fleet_is(fleet: PaperFleet) -> None:
     fleet.supervisor.request_stop()
     fleet.tick()
     assert "stopping" in fleet.notify.said
+
+
+def test_a_reload_that_takes_long_costs_no_child_its_life(fleet: PaperFleet) -> None:
+    """F12: a plug-in may import for half a minute. Nobody was silent all the while: nobody was listened to."""
+
+    def be_long() -> None:
+        for child in fleet.living:
+            child.late = "silent for 20 s"
+
+    fleet.while_renewing = be_long
+    fleet.order("reload")
+    assert fleet.tales("child.killed") == []
+
+
+def test_a_reload_that_lets_a_drain_take_longer_than_whoever_runs_us_waits_is_told(fleet: PaperFleet) -> None:
+    """F15: as at the start."""
+    note = "stopwaitsecs is 45 s"
+    assert picture(fleet)["stop_wait_note"] is None
+    fleet.renewal = Renewal(replace(fleet.blueprint(drain_s=90.0), stop_wait_note=note), 3, ("fleet.drain_s",))
+    fleet.order("reload")
+    assert picture(fleet)["stop_wait_note"] == note
+    assert fleet.tales("fleet.stop_wait_too_short") == [{"detail": note}]

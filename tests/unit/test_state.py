@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from millhand_fleet.state import DESIRED, DesiredCount, FleetRunningError, StateDir, kept_port
+from millhand_fleet.state import DESIRED, PAUSE, DesiredCount, FleetRunningError, OperatorPause, StateDir, kept_port
 
 
 @pytest.fixture
@@ -100,6 +100,12 @@ def test_a_longer_process_id_of_an_earlier_holder_leaves_no_digits_behind(tmp_pa
     state.hold()
     assert (tmp_path / "supervisor.lock").read_text() == f"{os.getpid()} {os.getppid()}\n"
     release(state)
+
+
+def test_who_holds_the_directory_can_be_asked(state: StateDir, tmp_path: Path) -> None:
+    """As the doctor does, to look at the supervisor's own environment and limits."""
+    assert StateDir(state.path).holder() == os.getpid()
+    assert StateDir(tmp_path / "nowhere").holder() == 0
 
 
 def test_whether_the_directory_is_held_can_be_asked_at_any_time(tmp_path: Path) -> None:
@@ -219,6 +225,50 @@ def test_a_count_that_could_not_be_saved_does_not_hold(state: StateDir, monkeypa
     with pytest.raises(OSError, match="No space left"):
         desired.set(8)
     assert desired.value == 4
+
+
+def test_a_count_that_a_reload_changes_holds_and_survives(state: StateDir) -> None:
+    desired = DesiredCount(state, 2)
+    desired.set(7)
+    desired.configure(2)
+    assert desired.value == 7, "the configuration says what it said before"
+    desired.configure(3)
+    assert desired.value == 3
+    assert DesiredCount(state, 3).value == 3
+    desired.set(5)
+    assert DesiredCount(state, 3).value == 5
+
+
+def test_a_changed_count_that_could_not_be_saved_is_taken_over_by_the_next_reload(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    desired = DesiredCount(state, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDir, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            desired.configure(3)
+    assert desired.value == 2
+    desired.configure(3)
+    assert desired.value == 3
+
+
+# -- the pause ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_survives_a_restart(state: StateDir) -> None:
+    OperatorPause(state).set(True)
+    assert OperatorPause(state).value is True
+    OperatorPause(state).set(False)
+    assert OperatorPause(state).value is False
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"paused": "no"}', '{"paused": 1}', "{}"])
+def test_a_broken_file_means_no_pause(state: StateDir, content: str) -> None:
+    (state.path / PAUSE).write_text(content)
+    assert OperatorPause(state).value is False
 
 
 # -- ports -------------------------------------------------------------------------------------------------------------

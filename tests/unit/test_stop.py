@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable
+import signal
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -159,3 +160,15 @@ async def test_cancelling_the_wait_cancels_the_work() -> None:
     with pytest.raises(asyncio.CancelledError):
         await meanwhile(waiting, cancel())
     assert work.cancelled()
+
+
+def test_a_signal_that_comes_after_the_end_of_the_loop_spoils_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second SIGTERM, or that of the kernel, while the interpreter is going down."""
+    handlers: dict[int, Callable[[], None]] = {}
+    monkeypatch.setattr("millhand.stop.signal.signal", handlers.__setitem__)
+
+    async def life() -> None:
+        Stop(drain_s=20).listen()
+
+    asyncio.run(life())
+    handlers[signal.SIGTERM]()

@@ -6,14 +6,19 @@ from typing import Any
 import pytest
 
 from millhand_fleet import stop_wait
-from millhand_fleet.stop_wait import seconds_of, stop_wait_note
+from millhand_fleet.stop_wait import seconds_of, stop_wait_of
 
 SUPERVISORD = {
     "SUPERVISOR_ENABLED": "1",
     "SUPERVISOR_SERVER_URL": "unix:///run/supervisor.sock",
+    "SUPERVISOR_GROUP_NAME": "fleets",
     "SUPERVISOR_PROCESS_NAME": "millhand",
 }
-ROWS = [{"name": "other", "stopwaitsecs": 1}, {"name": "millhand", "stopwaitsecs": 10}]
+ROWS = [
+    {"group": "fleets", "name": "other", "stopwaitsecs": 1},
+    {"group": "others", "name": "millhand", "stopwaitsecs": 2},
+    {"group": "fleets", "name": "millhand", "stopwaitsecs": 10},
+]
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_a_supervisord_that_kills_too_early_is_noticed(asked: list[tuple[str, str]]) -> None:
-    note = stop_wait_note(SUPERVISORD, 24.0)
+    note = stop_wait_of(SUPERVISORD).note(24.0)
     assert note is not None
     assert "stopwaitsecs in supervisord's configuration is 10 s" in note
     assert "need 24 s" in note
@@ -37,7 +42,7 @@ def test_a_supervisord_that_kills_too_early_is_noticed(asked: list[tuple[str, st
 
 
 def test_a_supervisord_that_waits_long_enough_is_fine(asked: list[tuple[str, str]]) -> None:
-    assert stop_wait_note(SUPERVISORD, 10.0) is None
+    assert stop_wait_of(SUPERVISORD).note(10.0) is None
     assert asked
 
 
@@ -51,11 +56,11 @@ def test_a_supervisord_that_waits_long_enough_is_fine(asked: list[tuple[str, str
     ],
 )
 def test_what_cannot_be_found_out_is_not_complained_about(environment: dict[str, str]) -> None:
-    assert stop_wait_note(environment, 24.0) is None
+    assert stop_wait_of(environment).note(24.0) is None
 
 
 def test_a_program_that_supervisord_does_not_know_is_not_complained_about(asked: list[tuple[str, str]]) -> None:
-    assert stop_wait_note({**SUPERVISORD, "SUPERVISOR_PROCESS_NAME": "another"}, 24.0) is None
+    assert stop_wait_of({**SUPERVISORD, "SUPERVISOR_PROCESS_NAME": "another"}).note(24.0) is None
     assert asked
 
 
@@ -82,6 +87,6 @@ def test_a_systemd_that_kills_too_early_is_noticed(
     cgroup.write_text("0::/system.slice/millhand.service\n")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(stop_wait, "CGROUP", cgroup)
-    note = stop_wait_note({"INVOCATION_ID": "4711"}, 24.0)
+    note = stop_wait_of({"INVOCATION_ID": "4711"}).note(24.0)
     assert bool(note) is noted
     assert note is None or note.startswith("TimeoutStopSec in the systemd unit is 10 s")

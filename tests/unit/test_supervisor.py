@@ -185,6 +185,31 @@ def test_a_worker_that_stopped_is_told_to_the_janitor_too(fleet: PaperFleet) -> 
     assert deaths_told(fleet) == [leaving.identity]
 
 
+def test_a_janitor_that_does_not_read_for_a_while_misses_nothing(fleet: PaperFleet) -> None:
+    """Promise 5: a worker of whose birth it does not know would lose its permits, and too many would call at once."""
+    line = fleet["janitor"].line
+    line.is_full = True
+    dead = fleet.die("worker-2")
+    line.is_full = False
+    fleet.pass_time(1)
+    assert line.sent[-2:] == [
+        {"died": dead.identity, "at_the_gate": []},
+        {"born": fleet["worker-2"].identity},
+    ]
+
+
+def test_a_death_while_a_janitor_leaves_is_told_to_its_successor(fleet: PaperFleet) -> None:
+    """F12: what the dead worker had only waited with at the gate is not to be buried for it."""
+    leaving = fleet["janitor"]
+    leaving.stopping = True
+    fleet["worker-2"].stats = {"at_the_gate": ["1-0"]}
+    dead = fleet.die("worker-2")
+    leaving.exit_code = 0
+    fleet.tick()
+    assert fleet["janitor"] is not leaving
+    assert {"died": dead.identity, "at_the_gate": ["1-0"]} in fleet["janitor"].line.sent
+
+
 def test_a_died_desk_is_none_of_the_janitors_business(fleet: PaperFleet) -> None:
     fleet.die("desk")
     assert deaths_told(fleet) == []

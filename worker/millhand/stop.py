@@ -78,7 +78,8 @@ class Stop:
         def terminate(*_: object) -> None:
             if os.getppid() != supervisor_pid:
                 faulthandler.dump_traceback_later(ORPHAN_HANG_LIMIT_S, exit=True)
-            loop.call_soon_threadsafe(self.request)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the process is about to
+                loop.call_soon_threadsafe(self.request)
 
         signal.signal(signal.SIGTERM, terminate)
         for number in (signal.SIGINT, signal.SIGHUP):

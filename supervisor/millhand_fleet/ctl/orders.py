@@ -113,7 +113,7 @@ def drain(file: Path | None, timeout_s: float, as_json: bool) -> None:  # noqa: 
 @as_json_option
 @click.pass_obj
 def restart(file: Path | None, wait: bool, timeout_s: float, as_json: bool) -> None:  # noqa: FBT001 - click's signature
-    """Replace the workers one by one, each only when its successor is ready; janitor and desk too.
+    """Replace the workers one by one, each only when its successor is ready; then janitor and desk.
 
     The supervisor stays: for a new version of millhand, stop the fleet and start it.
 
@@ -189,32 +189,30 @@ def _not_drained(status: dict[str, Any]) -> NoReturn:
 def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_json: bool) -> None:
     """Tell of a rolling replacement that has begun; wait for its end, if so many seconds are given."""
     changed = f" ({', '.join(answer['changed'])})" if answer.get("changed") else ""
-    if answer["rolling"] is None and answer.get("changed") == []:
+    if answer.get("changed") == []:
         _tell(answer, "nothing has changed, so nothing is replaced", as_json=as_json)
         return
     if wait_s is not None:
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
-    if answer["rolling"] is None and not answer["workers"]:
-        others = "" if "changed" in answer else "; janitor and desk are"
-        _tell(answer, f"no worker is there to be replaced{changed}{others}", as_json=as_json)
+    if not answer["workers"] and "changed" not in answer:
+        _tell(answer, "no worker is there to be replaced; janitor and desk are", as_json=as_json)
         return
     done = "replaced" if wait_s is not None else "replacing, one by one"
-    _tell(answer, f"{done}: {_workers(answer['workers'])}{changed}", as_json=as_json)
+    workers = _counted(answer["workers"], "worker", "workers")
+    text = f"{done}: {workers}{changed}" if answer["workers"] else f"taken over, no worker replaced{changed}"
+    _tell(answer, text, as_json=as_json)
 
 
 def _not_rolled(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if row["state"] == "starting" and row["name"].startswith("worker-")]
     lines = [f"{row['name']} is starting for {row['for_s']:.0f} s; {_waits_for(row)}" for row in rows]
-    leave(
-        f"not finished in time, and goes on; still to be replaced: {_workers(status['rolling']['left'])}",
-        *lines,
-        code=1,
-    )
+    left = _counted(status["rolling"]["left"], "process", "processes")
+    leave(f"not finished in time, and goes on; still to be replaced: {left}", *lines, code=1)
 
 
-def _workers(count: int) -> str:
-    return f"{count} worker{'' if count == 1 else 's'}"
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _waits_for(row: dict[str, Any]) -> str:
@@ -238,7 +236,8 @@ def _await(
         if status is not None and condition(status):
             return status
         if time.monotonic() > deadline:
-            give_up(status if status is not None else ask(config, "GET", "/status"))
+            last: dict[str, Any] = status if status is not None else ask(config, "GET", "/status")
+            return last if condition(last) else give_up(last)
         time.sleep(POLL_S)
 
 

@@ -63,19 +63,16 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
 def _assembled(config: Config, read: Callable[[], Config]) -> "Fleet":
     """Make the fleet; leave with what to do where that cannot be."""
     from millhand_fleet.assemble import assemble  # noqa: PLC0415 - loads every part of the fleet
-    from millhand_fleet.stop_wait import stop_wait_note  # noqa: PLC0415
-    from millhand_fleet.supervisor import STOP_GRACE_S  # noqa: PLC0415
+    from millhand_fleet.stop_wait import stop_wait_of  # noqa: PLC0415
 
-    note = stop_wait_note(os.environ, config.fleet.drain_s + STOP_GRACE_S)
-    if note:
-        logger().warning("fleet.stop_wait_too_short", detail=note)
+    waits = stop_wait_of(os.environ)
     try:
         try:
-            return assemble(config, read, note)
+            return assemble(config, read, waits)
         except FleetRunningError as error:
             if not _made_room(config, error):
                 raise
-            return assemble(config, read, note)
+            return assemble(config, read, waits)
     except FleetRunningError as error:
         leave(str(error), code=os.EX_TEMPFAIL)
     except Unusable as error:

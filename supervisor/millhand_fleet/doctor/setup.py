@@ -13,7 +13,7 @@ from millhand.errors import Unusable
 from millhand.layers import load_what_is_right
 from millhand_fleet.ctl.settings import PLACES, found_file
 from millhand_fleet.doctor.processes import Process, look_at
-from millhand_fleet.state import DESIRED, ENDPOINTS, LOCK, StateDir
+from millhand_fleet.state import DESIRED, ENDPOINTS, StateDir
 
 EMBEDDED_FLAGS = {"redis.url": EMBEDDED, "model.url": EMBEDDED, "model.name": "smollm2:135m"}  # of `up --embedded`
 PROBE_S = 2.0
@@ -75,7 +75,7 @@ def set_up(file: Path | None) -> Setup:
         return msgspec.structs.replace(setup, is_private=True)
     if not is_running:
         return setup
-    supervisor = look_at(_holder(state))
+    supervisor = look_at(state.holder())
     if supervisor is not None and "--embedded" in supervisor.arguments:
         config, _ = load_what_is_right(file, os.environ, EMBEDDED_FLAGS)
     return msgspec.structs.replace(
@@ -116,10 +116,3 @@ def _state_dir(config: Config) -> Path:
         return config.state_dir
     except RuntimeError:  # ~ of a user without a home
         return Path(config.fleet.state_dir)
-
-
-def _holder(state: StateDir) -> int:
-    try:
-        return int((state.path / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0

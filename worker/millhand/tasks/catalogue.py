@@ -73,7 +73,7 @@ def _load(point: Any) -> Task:
     where = f"entry point {point.name} = {point.value}"
     try:
         task = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that calls sys.exit() must not end a supervisor that reloads
         raise ConfigError([f"{where}: cannot be loaded: {type(error).__name__}: {error}"]) from error
     if not isinstance(task, Task):
         raise ConfigError([f"{where}: is a {type(task).__name__}, not a millhand.tasks.task.Task"])
