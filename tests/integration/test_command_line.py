@@ -155,6 +155,7 @@ def test_no_order_goes_to_a_fleet_that_was_perhaps_not_meant(
     answer = run(environment | wrong, "stop")
     assert answer.exit_code == EX_CONFIG
     assert answer.stderr.startswith("error: the configuration cannot be used")
+    assert "not clear which fleet is meant" in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,8 @@ def is_drained(status: dict[str, Any]) -> bool:
 def _not_drained(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if (row.get("stats") or {}).get("in_hand")]
     lines = [f"{row['name']} has {row['stats']['in_hand']} in hand" for row in rows]
+    if not lines:
+        lines.append("not every worker has said yet that it rests")
     reasons = [reason for reason in status["health"]["reasons"] if not reason.startswith("paused")]
     leave("the fleet is paused, but has not drained in time", *lines, *reasons, code=1)
 
