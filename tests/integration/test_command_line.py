@@ -220,6 +220,21 @@ def test_a_folder_that_may_not_be_entered_is_no_place_for_a_configuration(
     assert "is not running" in answer.stderr
 
 
+@pytest.mark.parametrize(("arguments", "is_said"), [(["scale", "+1"], True), (["status"], False)])
+def test_an_order_that_a_hanging_desk_may_pass_on_late_is_not_called_lost(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], *, is_said: bool
+) -> None:
+    """F51: the next desk reads what the killed one left unread, and obeys."""
+
+    def hangs(*_: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(desk_client, "request", hangs)
+    answer = run(environment, *arguments)
+    assert answer.exit_code == EX_UNAVAILABLE
+    assert ("it may still obey" in answer.stderr) is is_said
+
+
 def test_a_supervisor_that_is_silent_is_said_with_what_to_look_at(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
