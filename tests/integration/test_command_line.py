@@ -155,6 +155,7 @@ def test_no_order_goes_to_a_fleet_that_was_perhaps_not_meant(
     answer = run(environment | wrong, "stop")
     assert answer.exit_code == EX_CONFIG
     assert answer.stderr.startswith("error: the configuration cannot be used")
+    assert "not clear which fleet is meant" in answer.stderr
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,21 @@ def test_a_folder_that_may_not_be_entered_is_no_place_for_a_configuration(
     answer = run(environment, "status")
     assert answer.exit_code == EX_UNAVAILABLE, answer.exception
     assert "is not running" in answer.stderr
+
+
+@pytest.mark.parametrize(("arguments", "is_said"), [(["scale", "+1"], True), (["status"], False)])
+def test_an_order_that_a_hanging_desk_may_pass_on_late_is_not_called_lost(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], *, is_said: bool
+) -> None:
+    """F51: the next desk reads what the killed one left unread, and obeys."""
+
+    def hangs(*_: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(desk_client, "request", hangs)
+    answer = run(environment, *arguments)
+    assert answer.exit_code == EX_UNAVAILABLE
+    assert ("it may still obey" in answer.stderr) is is_said
 
 
 def test_a_supervisor_that_is_silent_is_said_with_what_to_look_at(

@@ -99,3 +99,9 @@ def test_what_is_not_over_in_time_is_said_with_what_is_left(monkeypatch: pytest.
     code, said = typed(drain)
     assert code == 1
     assert "worker-2 has 3 in hand" in said
+
+
+def test_a_drain_that_has_just_been_ordered_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker has in hand it tells once a second."""
+    Desk(monkeypatch, document(RESTS, READS_STILL), silent=False)
+    assert "not every worker has said yet that it rests" in typed(drain)[1]

@@ -18,6 +18,7 @@ from millhand_fleet.state import StateDir
 
 ANSWER_TIMEOUT_S = 8.0
 POLL_S = 0.1
+LATE = "it may still obey: see `worker-ctl status` before you order it again"
 NO_ANSWER = (OSError, HTTPException, ValueError)  # what `request` raises where nothing that makes sense comes back
 
 
@@ -38,7 +39,9 @@ def ask(config: Config, method: str, path: str, body: Any = None) -> Any:
     try:
         reply = request(config, method, path, body)
     except NO_ANSWER as error:
-        leave(*remedy(config, error), code=EX_UNAVAILABLE)
+        # What lies before a desk that hangs is read by the next one: the socket is the supervisor's.
+        late = [LATE] if method == "POST" and isinstance(error, TimeoutError) else []
+        leave(*remedy(config, error), *late, code=EX_UNAVAILABLE)
     if reply.is_error:
         first, *rest = str(reply.document.get("error") or reply.document).splitlines() or [f"HTTP {reply.status}"]
         leave(first, *rest, code=EX_UNAVAILABLE if reply.status == HTTPStatus.SERVICE_UNAVAILABLE else 1)

@@ -182,6 +182,8 @@ def is_drained(status: dict[str, Any]) -> bool:
 def _not_drained(status: dict[str, Any]) -> NoReturn:
     rows = [row for row in status["children"] if (row.get("stats") or {}).get("in_hand")]
     lines = [f"{row['name']} has {row['stats']['in_hand']} in hand" for row in rows]
+    if not lines:
+        lines.append("not every worker has said yet that it rests")
     reasons = [reason for reason in status["health"]["reasons"] if not reason.startswith("paused")]
     leave("the fleet is paused, but has not drained in time", *lines, *reasons, code=1)
 
@@ -195,9 +197,8 @@ def _roll(config: Config, answer: dict[str, Any], wait_s: float | None, *, as_js
     if wait_s is not None:
         _await(config, wait_s, lambda status: not status["rolling"], _not_rolled)
         answer = {**answer, "rolling": None, "finished": True}
-    if answer["rolling"] is None and not answer["workers"]:
-        others = "" if "changed" in answer else "; janitor and desk are"
-        _tell(answer, f"no worker is there to be replaced{changed}{others}", as_json=as_json)
+    if not answer["workers"] and "changed" not in answer:
+        _tell(answer, "no worker is there to be replaced; janitor and desk are", as_json=as_json)
         return
     done = "replaced" if wait_s is not None else "replacing, one by one"
     workers = _counted(answer["workers"], "worker", "workers")

@@ -15,6 +15,9 @@ from millhand_fleet.state import ENDPOINTS, StateDir
 
 EX_UNAVAILABLE = 69
 ELSEWHERE = {*SECTIONS, "task"} - {"fleet"}  # sections that do not say which fleet it is
+UNCLEAR = (
+    "so it is not clear which fleet is meant: mend it, or give --config FILE of one that names it; no fleet was asked"
+)
 PLACES = (Path("millhand.toml"), Path("/etc/millhand/millhand.toml"))
 
 
@@ -33,7 +36,7 @@ def load_for_orders(file: Path | None, *, tells: bool = True) -> Config:
     """
     config, problems = load_what_is_right(file or found_file(), os.environ)
     if not all(problem.partition(".")[0] in ELSEWHERE for problem in problems):
-        leave("the configuration cannot be used", *problems)
+        leave("the configuration cannot be used", *problems, UNCLEAR)
     if problems and tells:
         say("warning", "yellow", "the configuration is wrong; the running fleet keeps the one that it has", *problems)
     return config
