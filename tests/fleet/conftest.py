@@ -65,7 +65,10 @@ class RunningFleet:
             self.eventually_ready()
 
     def eventually_ready(self) -> None:
-        eventually(self.is_ready, START_S_MAX, what=f"the fleet is ready; its log: {self.log[-3000:]}")
+        try:
+            eventually(self.is_ready, START_S_MAX, what="the fleet is ready")
+        except AssertionError as never:
+            raise AssertionError(f"{never}; its log: {self.log[-3000:]}") from None
 
     def is_ready(self) -> bool:
         """Ask the desk from here: a process for each look, as `status` starts one, would slow the fleet down."""

@@ -28,8 +28,12 @@ JANITOR = {"name": "janitor", "state": "ready", "stats": {"waits_for": None}}
 
 
 def document(*children: dict[str, Any], paused: bool = True, rolling: dict[str, Any] | None = None) -> dict[str, Any]:
-    seen = {"streams": {"parked": 1, "backlog": 2}, "redis": {"reachable": True}, "health": {"reasons": []}}
-    return {"paused": paused, "rolling": rolling, "children": children, **seen}
+    streams, redis = {"parked": 1, "backlog": 2}, {"reachable": True}
+    health: dict[str, list[str]] = {"reasons": []}
+    return {
+        "paused": paused, "rolling": rolling, "children": children,
+        "streams": streams, "redis": redis, "health": health,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

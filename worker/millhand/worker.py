@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millhand import event as events
@@ -26,17 +27,11 @@ from millhand.permit import Permit, end_of
 from millhand.process import run_child
 from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
+from millhand.repetition import Repetitions
 from millhand.settle import Settled, Settler, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
-from millhand.stream import (
-    EventIds,
-    RedisError,
-    Stream,
-    connect,
-    is_stale,
-    require_streams,
-)
+from millhand.stream import RedisError, Stream, connect, is_stale, require_streams
 from millhand.tasks.catalogue import chosen_tasks
 from millhand.tasks.task import META, Questions, enrichment_hash
 from millhand.verdict import (
@@ -93,8 +88,7 @@ class Worker:
         address = redis_address(config.redis)
         self._redis = connect(address, connections_max=config.model.concurrency + 4)
         self._stream = Stream(address, keys, consumer, delivery.deliveries_max)
-        self._event_id_asks = asyncio.Lock()  # one after the other: of two that come together, the first is the first
-        self._event_ids = EventIds(self._redis, keys, config.input.dedupe_event_id_s)
+        self._repetitions = Repetitions(self._redis, keys, config.input.dedupe_event_id_s, log)
         courier = Courier(self._redis)
         self._settler = Settler(self._redis, keys, courier)
         self._leases = Leases(self._redis, keys, consumer, config.delivery.lease_s, log)
@@ -113,7 +107,6 @@ class Worker:
         self._resumed.set()
         self._taking = False  # a read is under way, or what it brought is not in hand yet
         self._redis_away: str | None = None  # why nothing is read
-        self._redis_refuses: str | None = None  # why an event_id cannot be asked about
 
     async def run(self, pulse: Pulse) -> None:
         """Work until a stop is requested, then drain."""
@@ -154,7 +147,7 @@ class Worker:
     def stats(self) -> dict[str, Any]:
         """Return what the worker says of itself with each heartbeat."""
         waits_for = self._gate.away
-        refusals = [self._redis_away, self._redis_refuses, *self._settler.resending.values()]
+        refusals = [self._redis_away, self._repetitions.refused, *self._settler.resending.values()]
         refused = next((error for error in refusals if error is not None), None)
         if refused is not None:
             waits_for = f"redis: {refused}"
@@ -332,32 +325,13 @@ class Worker:
                 event = events.decode(delivery.fields, self._config.enrich)
             except Malformed as error:
                 return Failed(error)
-            if first := await self._repeated(delivery, permit):
+            others_may_go_on = partial(self._gate.give_back, [permit])
+            if first := await self._repetitions.first(delivery, others_may_go_on):
                 return Repeated(first)
             asked = await self._asker.ask(delivery, event.text, permit, seat)
         if isinstance(asked, Answered):
             return self._enriched(delivery, event, asked, time.monotonic() - started_s)
         return asked
-
-    async def _repeated(self, delivery: Delivery, permit: Permit) -> str | None:
-        """Return the entry whose event_id this one repeats; None where it has its own, or where that is not asked."""
-        event_id = delivery.fields.get(events.EVENT_ID)
-        while self._config.input.dedupe_event_id_s and event_id:
-            try:
-                async with self._event_id_asks:
-                    first = await self._event_ids.first_with(event_id, delivery)
-            except RedisError as error:
-                say = self._log.debug if self._redis_refuses else self._log.warning
-                say("event_id.waiting", error=str(error), **delivery.labels())
-                self._redis_refuses = str(error)
-                self._gate.give_back([permit])  # others may go on
-                if is_stale(error):
-                    await self._redis.connection_pool.disconnect()
-                await asyncio.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
-                continue
-            self._redis_refuses = None
-            return first if first != delivery.id else None
-        return None
 
     def _enriched(self, delivery: Delivery, event: events.Event, answered: Answered, total_s: float) -> Enriched:
         answer = answered.answer

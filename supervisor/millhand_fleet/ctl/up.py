@@ -35,7 +35,8 @@ def up(file: Path | None, embedded: bool, workers: int | None) -> None:  # noqa:
     This is what supervisord or systemd runs. SIGTERM and Ctrl-C let the events in hand finish first. SIGHUP reads the
     configuration again, as `worker-ctl reload` does; from a terminal that is closed it stops the fleet.
 
-    Exit code 0 after a stop; 75 if a supervisor is there already; 78 if only a change of settings helps.
+    Exit code 0 after a stop; 74 if the state directory cannot be written; 75 if a supervisor is there already; 78 if
+    only a change of settings helps.
 
     \b
     Example: worker-ctl up --embedded --workers 4
@@ -78,6 +79,13 @@ def _assembled(config: Config, read: Callable[[], Config]) -> "Fleet":
     except Unusable as error:
         first, _, rest = str(error).partition("\n")
         leave(first, *rest.splitlines())
+    except OSError as error:
+        why = error.strerror or str(error)
+        leave(
+            f"the state directory {config.state_dir} cannot be written: {why}",
+            "make room there, then try again",
+            code=os.EX_IOERR,
+        )
 
 
 def _made_room(config: Config, running: FleetRunningError) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from millhand.errors import ConfigError, clip
 from millhand.tasks.catalogue import chosen_tasks
+from millhand_fleet.doctor.aside import aside
 from millhand_fleet.doctor.facts import FleetFacts, RedisFacts
 from millhand_fleet.doctor.finding import Finding, Section, error, note
 from millhand_fleet.doctor.fleet_probe import ask_fleet, children_of
@@ -33,26 +34,26 @@ Judge = Callable[[Any], Iterator[Finding]]
 
 async def examine(file: Path | None, *, measured: bool = False) -> tuple[Section, ...]:
     """Examine the machine. Takes seconds, whatever hangs; longer only for a measurement."""
-    setup = await asyncio.to_thread(set_up, file)
+    setup = await aside(set_up, file)
     fleet, fleet_section = await _section("Fleet", lambda: ask_fleet(setup), judge_fleet)
     children = children_of(fleet) if isinstance(fleet, FleetFacts) else []
     said = str((fleet.status or {}).get("stop_wait_note") or "") if isinstance(fleet, FleetFacts) else ""
 
     async def programs() -> Any:
-        return await asyncio.to_thread(look_at_programs, setup)
+        return await aside(look_at_programs, setup)
 
     async def files() -> Any:
-        return await asyncio.to_thread(look_at_files, setup, children)
+        return await aside(look_at_files, setup, children)
 
     async def supervision() -> Any:
-        return await asyncio.to_thread(look_at_supervision, setup, said)
+        return await aside(look_at_supervision, setup, said)
 
     sections = await asyncio.gather(
         _section("Programs", programs, _with_tasks(setup)),
         _redis_and_streams(setup),
         _section(
             "Model", lambda: ask_model(setup, measured=measured), judge_model,
-            PROBE_S + (3 * MEASURE_S if measured else 0.0),
+            3 * MEASURE_S if measured else 0.0,
         ),
         _section("Files", files, judge_files),
         _section("Supervision", supervision, judge_supervision),
@@ -62,8 +63,9 @@ async def examine(file: Path | None, *, measured: bool = False) -> tuple[Section
     return tuple(section for section in found if section.findings)
 
 
-async def _section(title: str, probe: Probe, judge: Judge, within_s: float = PROBE_S) -> tuple[Any, Section]:
+async def _section(title: str, probe: Probe, judge: Judge, more_s: float = 0.0) -> tuple[Any, Section]:
     """Run one probe and judge what it brings; return the facts too, None where it failed."""
+    within_s = PROBE_S + more_s
     try:
         async with asyncio.timeout(within_s):
             facts = await probe()
