@@ -113,6 +113,7 @@ def redis_url(redis_server: RedisServer) -> str:
     """Empty the shared server, and say where it is."""
     with redis_server.client() as client:
         client.flushall()
+        client.script_flush()  # each test meets a server as new as its first one does
     return redis_server.url
 
 

@@ -18,7 +18,7 @@ from millhand.lease import Leases
 from millhand.log import logger
 from millhand.settle import Settler
 from millhand.stop import Stop
-from millhand.stream import RedisError, Stream, connect
+from millhand.stream import RedisError, Stream, connect, script_text
 from millhand.verdict import Delivery, Release, Retry
 from millhand_fleet import janitor as janitor_module
 from millhand_fleet.janitor import Janitor, Sweep, consumer_prefix
@@ -554,6 +554,7 @@ async def test_janitor_that_lost_a_reply_repairs_in_its_next_pass(
         client = connect(proxy.redis_url)
         janitor = Janitor(client, config, [], logger())
         janitor.hear({"died": OLD})
+        await client.script_load(script_text("release"))  # or what is lost is that it has to be sent in full
         proxy.swallow(b"handed_back")
 
         with pytest.raises(RedisError):
