@@ -42,7 +42,8 @@ def look(fleet: RunningFleet) -> dict[str, Any] | None:
     desk = StateDir(fleet.state_dir).read(ENDPOINTS).get("desk_url")
     with suppress(httpx.TransportError):
         status: dict[str, Any] = httpx.get(f"{desk}/status", timeout=ANSWER_TIMEOUT_S).json()
-        return status
+        if fleet.process and status["supervisor_pid"] == fleet.process.pid:  # a killed one's desk answers for a moment
+            return status
     return None
 
 
