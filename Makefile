@@ -7,8 +7,9 @@ UV_VERSION := 0.13.9
 UV := $(BIN)/uv
 SYNCED := $(VENV)/.synced
 SOURCES := worker supervisor scripts tests
-# Most tests wait for processes: two cores carry three at once. What needs the cores for itself is marked `alone`.
-TEST_PROCESSES ?= 3
+# Most tests wait for processes, but fleets of several: two cores carry two at once in time. What needs the cores for
+# itself is marked `alone`.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lock bench clean

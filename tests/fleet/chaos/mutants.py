@@ -182,8 +182,7 @@ MUTANTS: dict[str, Mutant] = {
     "m5": Mutant("renewing by a bare XCLAIM", ("delete_entries", "freeze_worker"), _renew_bare, (1, 7, 8)),
     "m6": Mutant(
         "consumer names used again",
-        ("kill_worker",) * 4
-        + ("rest",),  # shows where a birth is heard before the dead are looked for
+        ("kill_worker",) * 4 + ("rest",),  # shows where a birth is heard before the dead are looked for
         _reuse_names,
         (8, 18),
         {"MILLHAND_DELIVERY_LEASE_S": "8"},
