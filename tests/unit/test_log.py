@@ -121,6 +121,36 @@ def test_a_file_has_each_line_at_once(tmp_path: Path) -> None:
         assert (tmp_path / "log").read_text(encoding="utf-8") == "one\n"
 
 
+def test_what_tells_of_dropped_lines_finds_room_although_others_fill_the_queue() -> None:
+    """F14: else its number would be lost with it."""
+    reader, writer = os.pipe()
+    outlet = Outlet(writer, bytes_max=1000)
+    crowds: list[threading.Thread] = []
+
+    def fill() -> None:
+        for n in range(20):
+            outlet.write(f"{n:099}\n")
+
+    def tell(count: int) -> None:
+        if not crowds:
+            crowds.append(crowd := threading.Thread(target=fill))
+            crowd.start()
+            crowd.join()
+        outlet.write(f"dropped {count}\n")
+
+    outlet.tell_dropped = tell
+    for n in range(1000):
+        outlet.write(f"{n:099}\n")
+    arrived = bytearray()
+
+    def told() -> int:
+        arrived.extend(drained(reader))
+        return sum(int(count) for count in re.findall(rb"dropped (\d+)\n", arrived))
+
+    eventually(lambda: crowds and told() == outlet.dropped)
+    os.close(reader)
+
+
 def test_a_full_disk_is_counted_and_told_when_there_is_room() -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
         outlet = Outlet(full.fileno())

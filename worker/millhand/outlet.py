@@ -57,8 +57,10 @@ class Outlet:
             self._change.wait_for(lambda: not self._bytes, within_s)
 
     def _enqueue(self, line: bytes) -> None:
+        is_telling = threading.current_thread() is self._writer  # of what was dropped, which must not be dropped too
         with self._change:
-            if self._bytes + len(line) > self._bytes_max or not self._has_writer():
+            has_room = is_telling or self._bytes + len(line) <= self._bytes_max
+            if not has_room or not self._has_writer():
                 self._drop()
                 return
             self._lines.append(line)
@@ -122,6 +124,9 @@ class Outlet:
                 return
             self._untold, self._told_at = 0, now
         self.tell_dropped(untold)
+        if self._is_broken:  # that was not written either
+            with self._change:
+                self._untold += untold
 
 
 def _may_be_full(descriptor: int) -> bool:
