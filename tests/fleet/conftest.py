@@ -121,7 +121,9 @@ class RunningFleet:
 
     @property
     def log(self) -> str:
-        return self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+        """Return what has been told, in whole lines: the last one may be only half written."""
+        said = self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+        return said[: said.rfind("\n") + 1]
 
     def told(self, event: str) -> list[dict[str, Any]]:
         """Return the log's records of one event."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgspec
 import pytest
 from tests.fleet.chaos.checker import judge
 from tests.fleet.chaos.mutants import MUTANTS
@@ -10,16 +9,19 @@ from tests.fleet.chaos.soak import FAKETIME, Plan, run
 
 pytestmark = pytest.mark.xdist_group("storms")  # one after the other: two at once are too much for two cores
 
-SEED = 1
+SEEDS = (1, 2, 3)  # a storm in which a fault did not show proves nothing, whatever it is: then the next one counts
 STORM_S = 40.0
 MUTANT_STORM_S = 8.0
 MUTANT_SETTLES_S = 8.0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_storm_of_every_fault_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     """F52: safety, liveness and coverage, each a verdict of its own; what was recorded is kept where pytest says."""
-    judgement = judge(run(Plan(seed=SEED, duration_s=STORM_S), tmp_path / "run"))
+    for seed in SEEDS:
+        judgement = judge(run(Plan(seed=seed, duration_s=STORM_S), tmp_path / f"run-{seed}"))
+        if judgement.verdict != "inconclusive":
+            break
 
     assert judgement.verdict == "green", str(judgement)
 
@@ -31,8 +33,11 @@ def test_a_mistake_in_the_product_is_found_out(name: str, tmp_path: Path) -> Non
     mutant = MUTANTS[name]
     if "clock_back" in mutant.faults and not FAKETIME.exists():
         pytest.skip("libfaketime is not installed")
-    plan = Plan(seed=SEED, duration_s=MUTANT_STORM_S, mutant=name)
-    judgement = judge(run(msgspec.structs.replace(plan, settled_within_s=MUTANT_SETTLES_S), tmp_path / "run"))
+    for seed in SEEDS:
+        plan = Plan(seed=seed, duration_s=MUTANT_STORM_S, mutant=name, settled_within_s=MUTANT_SETTLES_S)
+        judgement = judge(run(plan, tmp_path / f"run-{seed}"))
+        broken = {violation.number for violation in (*judgement.safety, *judgement.liveness)} & set(mutant.breaks)
+        if broken:
+            break
 
-    broken = {violation.number for violation in (*judgement.safety, *judgement.liveness)}
-    assert broken & set(mutant.breaks), f"{mutant.says}: {judgement}"
+    assert broken, f"{mutant.says}: {judgement}"
