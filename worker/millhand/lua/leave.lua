@@ -13,8 +13,9 @@
 --         first probe, generation}
 --
 -- The limit follows the number of calls that wait inside the model (L. S. Brakmo, L. L. Peterson, "TCP Vegas", 1995, with
--- the queue measured by the model itself instead of inferred from round trips): more while fewer wait than keep it busy,
--- as many less as wait too many, three quarters after a refusal or a time-out. It grows only where it is what holds calls
+-- the queue measured by the model itself instead of inferred from round trips): more while fewer than a tenth of the limit
+-- wait, or half a call, as many less as wait too many, three quarters after a refusal or a time-out. Those that wait keep
+-- the model at work while what it has answered is settled and the next is read, which comes in batches. It grows only where it is what holds calls
 -- back (as a congestion window does: RFC 7661), which admit tells by `wanting`; so it ends a little above what the
 -- workers together would take. Each step is judged by calls that began after it.
 -- What is measured: calls, `queue_us` in the model's queue, `busy_us` in which calls were under way, and of that
@@ -22,7 +23,7 @@
 -- A call that began before the gate was last shut says nothing of how the model does since: `generation` and `shut` tell.
 -- Sent again after a lost reply it counts the calls once more: a strike too many is one failed probe's wait.
 -- What is known of the gate is read once and written once, however many calls there are to tell of.
-local FIELDS, AUTO_MAX, CUT, WANTING_SHARE = 7, 1024, 0.75, 0.5
+local FIELDS, AUTO_MAX, CUT, WANTING_SHARE, QUEUE_MIN, QUEUE_SHARE = 7, 1024, 0.75, 0.5, 0.5, 0.1
 local CALLS_MIN = 8
 local gate, permits = KEYS[1], KEYS[2]
 local at_once, untried, strikes_max, throttled_max_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -191,8 +192,8 @@ local function step()
     return
   end
   local waiting = number('queue_us') / math.max(1, number('busy_us'))
-  local enough = math.max(0.5, math.sqrt(now_limit) / 4)  -- of chance arrivals as many are early or late
-  if waiting > enough + 1 then
+  local enough = math.max(QUEUE_MIN, QUEUE_SHARE * now_limit)
+  if waiting > enough + math.max(1, enough) then
     set_limit(math.floor(now_limit - waiting + enough + 0.5), 0)
   elseif waiting < enough and number('wanting_us') >= WANTING_SHARE * number('busy_us') then
     local doubling = tostring(known.doubling) ~= '0'
