@@ -1,7 +1,7 @@
 """Carrying a verdict out: the one way by which an event leaves the pending list."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ class Settled(StrEnum):
     DELETED = "deleted"  # pending, but deleted from the stream
 
 
+SETTLED = {settled.encode(): settled for settled in Settled}
+
+
 class Settler:
     """Sends verdicts; every script it sends is safe to send again."""
 
@@ -38,6 +41,7 @@ class Settler:
         self._keys = keys
         self._courier = courier or Courier(redis)
         self._finish = Script(redis, "finish")
+        self._finish_keys = [keys.input, keys.output, keys.parked, keys.attempts, keys.redrives, keys.totals]
         self._bury = Script(redis, "bury")
         self._park = Script(redis, "park")
         self._release = Script(redis, "release")
@@ -65,13 +69,18 @@ class Settler:
         """Let go of a delivery that nobody holds any more, with one delivery spent if the event was worked on."""
         return await self._let_go(delivery, delivery.count + spent, "handed_back")
 
+    async def finish_all(self, finished: Sequence[tuple[Delivery, Enriched]]) -> list[Settled]:
+        """Write many out at once. Raises RedisError where it is unknown which of them that happened to."""
+        parts = [
+            (delivery.id, enriched.data, enriched.hash, 2 * len(enriched.passed_on), *_flat(enriched.passed_on))
+            for delivery, enriched in finished
+        ]
+        answers = await self._courier.send_parts(self._finish, self._finish_keys, [self._keys.group], parts)
+        return [SETTLED[answer] for answer in answers]
+
     async def _write(self, delivery: Delivery, enriched: Enriched) -> Settled:
-        keys = self._keys
-        return await self._send(
-            self._finish,
-            [keys.input, keys.output, keys.parked, keys.attempts, keys.redrives, keys.totals],
-            [keys.group, delivery.id, enriched.data, enriched.hash, *_flat(enriched.passed_on)],
-        )
+        (settled,) = await self.finish_all([(delivery, enriched)])
+        return settled
 
     async def _write_dead(self, delivery: Delivery, bury: Bury) -> Settled:
         keys = self._keys
@@ -114,7 +123,7 @@ class Settler:
 
     async def _send(self, script: Script, keys: list[str], args: list[Any]) -> Settled:
         answer: bytes = await self._courier.send(script, keys, args)
-        return Settled(answer.decode())
+        return SETTLED[answer]
 
 
 def _held(delivery: Delivery) -> tuple[str, str, int]:

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 import msgspec
+from hiredis import pack_command
 from redis import asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.retry import Retry
@@ -48,15 +49,16 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
         driver_info=None,  # the client's name is worth neither two commands a connection nor a right to them
     )
     pool: Any = client.connection_pool
-    pool.connection_class = _telling_resets(pool.connection_class)
+    pool.connection_class = _ours(pool.connection_class)
     return client
 
 
 @cache
-def _telling_resets(kind: Any) -> Any:
+def _ours(kind: Any) -> Any:
     """Return a class of connections that calls a reset what it is: uvloop has a RuntimeError for it.
 
-    They share what they need for TLS: read anew for each, certificates would hold up the event loop.
+    They share what they need for TLS: read anew for each, certificates would hold up the event loop. Commands are packed
+    by hiredis, as replies are read by it: the client's own packing is what a busy worker would spend most of its time on.
     """
 
     class Connection(kind):  # type: ignore[misc]
@@ -70,6 +72,15 @@ def _telling_resets(kind: Any) -> Any:
                 await super().send_packed_command(*args, **options)
             except RuntimeError as error:
                 raise exceptions.ConnectionError(f"the connection was reset: {error}") from error
+
+        def pack_command(self, *args: Any) -> list[bytes]:
+            name = args[0]
+            if type(name) is not str or " " in name:  # of several words, each of which is an argument
+                return super().pack_command(*args)  # type: ignore[no-any-return]
+            try:
+                return [pack_command(args)]
+            except TypeError:
+                return super().pack_command(*args)  # type: ignore[no-any-return] # which says what is wrong with it
 
     return Connection
 
