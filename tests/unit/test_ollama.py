@@ -214,6 +214,28 @@ async def test_an_answer_that_never_comes_ends_at_the_total_deadline(served: Ask
     assert (type(error), error.reason) == (BadAnswer, "timeout")
 
 
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://model.test", "http://model.test/api/"),
+        ("http://model.test:8080/", "http://model.test:8080/api/"),
+        ("https://model.test/behind/a%20proxy/", "https://model.test/behind/a%20proxy/api/"),
+        ("http://[::1]:11434", "http://[::1]:11434/api/"),
+    ],
+)
+async def test_a_server_is_asked_below_its_address(served: Ask, url: str, asked: str) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers["Host"]))
+        return response(document=GOOD | TAGS)
+
+    model = served(server, msgspec.structs.replace(MODEL, url=url))
+    await model.probe(PROMPT)
+    host = httpx.URL(url).netloc.decode()
+    assert seen == [(f"{asked}tags", host), (f"{asked}chat", host)]
+
+
 async def test_an_answer_is_asked_for_without_compression(served: Ask) -> None:
     """So that the byte limit counts what must be held in memory."""
     asked: list[str] = []

@@ -119,10 +119,7 @@ class OllamaModel:
         try:
             async with asyncio.timeout(self._model.timeout_s):
                 reply = await self._transport.handle_async_request(request)
-                try:
-                    return reply.status_code, reply.headers, await self._body(reply)
-                finally:
-                    await reply.aclose()
+                return reply.status_code, reply.headers, await self._body(reply)
         except (TimeoutError, httpx.TransportError) as error:
             seen = _seen(error)
             if seen is Seen.TIMEOUT:
@@ -130,17 +127,20 @@ class OllamaModel:
             raise failure(seen, f"{self._model.url}: {clip(str(error), SAID_CHARS_MAX) or seen}") from error
 
     async def _body(self, reply: httpx.Response) -> bytes:
-        encoding = reply.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise failure(Seen.ENCODED, f"the reply is encoded as {clip(encoding, 40)}, which was not asked for")
+        stream = cast("httpx.AsyncByteStream", reply.stream)
         body = bytearray()
         try:
-            async for chunk in cast("httpx.AsyncByteStream", reply.stream):
+            encoding = reply.headers.get("content-encoding", "identity")
+            if encoding != "identity":
+                raise failure(Seen.ENCODED, f"the reply is encoded as {clip(encoding, 40)}, which was not asked for")
+            async for chunk in stream:
                 body += chunk
                 if len(body) > self._model.reply_bytes_max:
                     raise failure(Seen.TOO_MANY_BYTES, f"over model.reply_bytes_max ({self._model.reply_bytes_max})")
         except httpx.RemoteProtocolError as error:
             raise failure(Seen.BROKEN_OFF, f"the reply broke off: {clip(str(error))}") from error
+        finally:
+            await stream.aclose()
         return bytes(body)
 
     def _refusal(self, status: int, headers: httpx.Headers, body: bytes) -> Reasoned:

@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
         self.kept_until_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Take it into use."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no such class
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
@@ -59,12 +59,12 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> None:
-        """End; the transport closes itself."""
+        """Tell the reader that this was all; the transport closes itself."""
         self._ended = True
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End."""
+        """Tell the reader that this was all, or what broke it."""
         self._ended = True
         self._error = error
         self._wake()
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
             finally:
                 self._waiter = None
         data, self._unread = self._unread, b""
-        if len(data) > UNREAD_BYTES_MAX and self._transport and not self._ended:
+        if len(data) > UNREAD_BYTES_MAX and self._transport and not self._transport.is_closing():
             self._transport.resume_reading()
         if not data and self._error:
             raise httpx.ReadError(str(self._error)) from self._error
