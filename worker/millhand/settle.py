@@ -10,6 +10,7 @@ import msgspec
 
 from millhand.courier import Courier
 from millhand.keys import Keys
+from millhand.log import is_at_debug
 from millhand.stream import RedisError, Script, attempts_record
 from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Release, Retry, Skip, Verdict, word_of
 
@@ -144,16 +145,17 @@ def deleted(delivery: Delivery) -> Bury:
 async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, log: "FilteringBoundLogger") -> Settled:
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
     pause_s = RESEND_PAUSE_MIN_S
-    labels = delivery.labels()
+    tells_all = is_at_debug(log)
     try:
         while True:
-            log.debug("settle.sent", verdict=word_of(verdict), **labels)
+            if tells_all:
+                log.debug("settle.sent", verdict=word_of(verdict), **delivery.labels())
             try:
                 return await settler.settle(delivery, verdict)
             except RedisError as error:
                 settler.resending[delivery.id] = str(error)
                 say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
-                say("settle.resending", error=str(error), in_s=pause_s, **labels)
+                say("settle.resending", error=str(error), in_s=pause_s, **delivery.labels())
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)
     finally:

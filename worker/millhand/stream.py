@@ -1,6 +1,7 @@
 """The input stream: how it is connected to, read, and where a delivery comes from. The X-commands are spelled here."""
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -57,8 +58,8 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
 def _ours(kind: Any) -> Any:
     """Return a class of connections that calls a reset what it is: uvloop has a RuntimeError for it.
 
-    They share what they need for TLS: read anew for each, certificates would hold up the event loop. Commands are packed
-    by hiredis, as replies are read by it: the client's own packing is what a busy worker would spend most of its time on.
+    They share what they need for TLS: read anew for each, certificates would hold up the event loop. Commands are
+    packed by hiredis, as replies are read by it, six times as fast as by the client itself.
     """
 
     class Connection(kind):  # type: ignore[misc]
@@ -138,12 +139,12 @@ class Stream:
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
         self._take_due = Script(self._reader, "take_due")
-        self._next_due_ms = -1
+        self._due_look_s = -math.inf
         self._clock_ms, self._clock_read_at = 0, time.monotonic()
 
     async def read(self, count: int) -> list[Delivery]:
-        """Return up to `count` new entries, after waiting for the first until something parked falls due."""
-        block_ms = BLOCK_MS if self._next_due_ms < 0 else min(BLOCK_MS, max(1, self._next_due_ms))
+        """Return up to `count` new entries, after waiting for the first until it is time to look for what is due."""
+        block_ms = max(1, min(BLOCK_MS, round((self._due_look_s - time.monotonic()) * 1000)))
         reply = await self._reader.execute_command(  # type: ignore[no-untyped-call]
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
@@ -154,12 +155,22 @@ class Stream:
     async def take_due(self, count: int) -> list[Delivery]:
         """Return up to `count` parked entries that are due. Raises OutOfMemoryError where Redis is full."""
         keys = self._keys
-        self._next_due_ms, self._clock_ms, taken = await self._take_due(
+        next_due_ms, self._clock_ms, taken = await self._take_due(
             keys=[keys.input, keys.parked, keys.attempts],
             args=[keys.group, self._consumer, count, self._deliveries_max],
         )
         self._clock_read_at = time.monotonic()
+        wait_ms = BLOCK_MS if next_due_ms < 0 else min(BLOCK_MS, next_due_ms)
+        self._due_look_s = self._clock_read_at + wait_ms / 1000
         return [_due(*entry) for entry in taken]
+
+    def may_take_due(self) -> bool:
+        """Whether it is time to look for what is due: something is, or may have been parked by somebody meanwhile."""
+        return time.monotonic() >= self._due_look_s
+
+    def expect_due(self, in_s: float) -> None:
+        """Look for what is due after so many seconds at the latest: something has been parked for so long."""
+        self._due_look_s = min(self._due_look_s, time.monotonic() + in_s)
 
     def is_suspect(self, delivery: Delivery) -> bool:
         """Whether a delivery came back from workers that died and has its last chance. It is given out alone."""
