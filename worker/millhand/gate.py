@@ -227,7 +227,7 @@ class Gate:
         return min(2 * poll_s, POLL_MAX_S)
 
     async def _ask(self, how: str, first: Permit, wanted: int = 1) -> _Reply:
-        """Ask for this permit, and those numbered after it. Find out whether the model is back, if that is the answer."""
+        """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back."""
         self._held.pop(first.id, None)  # until the answer is here: `run` must not tell of what is being refused
         try:
             answer = await self._courier.send(
