@@ -144,7 +144,7 @@ class Stream:
 
     async def read(self, count: int) -> list[Delivery]:
         """Return up to `count` new entries, after waiting for the first until it is time to look for what is due."""
-        block_ms = max(1, min(BLOCK_MS, round((self._due_look_s - time.monotonic()) * 1000)))
+        block_ms = round(max(1.0, min(BLOCK_MS, (self._due_look_s - time.monotonic()) * 1000)))
         reply = await self._reader.execute_command(  # type: ignore[no-untyped-call]
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
