@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from tests.rig import config_for, eventually_async
 
-from millhand.cache import Answers, question_of
+from millhand.cache import Answers, QuestionHash
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.keys import Keys
@@ -108,7 +108,7 @@ class Mill:
 
     def question(self, text: str = "a fine day") -> str:
         """Return the question about a text."""
-        return question_of(questions(self.config).prompt(text), self.config.model, DIGEST)
+        return QuestionHash(questions(self.config).prompt(""), self.config.model, DIGEST).of(text)
 
     async def kept(self) -> dict[bytes, bytes]:
         """Return the answers that are kept. Fails if the two keys disagree."""
