@@ -67,9 +67,11 @@ class Mill:
         self._clients.append(client)
         return Answers(Courier(client), self.keys, config, questions(config), logger())
 
-    def walk(self, answers: Answers, n: int = 1, text: str = "a fine day", attempts: int = 0) -> "asyncio.Task[Answer]":
+    def walk(
+        self, answers: Answers, n: int = 1, text: str = "a fine day", attempts: int = 0, count: int = 1
+    ) -> "asyncio.Task[Answer]":
         """Take one event to its answer, as a worker does."""
-        delivery = Delivery(f"{n}-1", {}, f"here:w{id(answers)}:a", 1, attempts)
+        delivery = Delivery(f"{n}-1", {}, f"here:w{id(answers)}:a", count, attempts)
         walk = asyncio.create_task(self._answer(answers, text, delivery))
         self._walks.append(walk)
         return walk

@@ -137,6 +137,16 @@ async def test_marker_of_one_who_died_runs_out(mill: Mill, monkeypatch: pytest.M
     assert len(mill.model.calls) == 1
 
 
+async def test_what_a_worker_died_of_does_not_wait_for_its_own_marker(mill: Mill) -> None:
+    """F9: it would die as one that only waited, and so for ever; but what is known it is told."""
+    await mill.redis.set(mill.marker(), "dead:w1:x 7-1", px=60_000)
+
+    assert await ended(mill.walk(mill.process(), 7, count=2)) == [GOOD]
+    assert len(mill.model.calls) == 1
+    assert await ended(mill.walk(mill.process(), 8, count=2)) == [GOOD]
+    assert len(mill.model.calls) == 1
+
+
 async def test_marker_lasts_as_long_as_the_one_who_asks_lives(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     """F8: a slow model, or a long pause at the gate, makes no second call."""
     monkeypatch.setattr(cache, "HOLD_S", 0.3)

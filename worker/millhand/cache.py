@@ -116,7 +116,9 @@ class Answers:
     ) -> AsyncIterator[Turn]:
         """Find the answer or be the one who asks, for the length of the block; waits while somebody else asks.
 
-        Leave the block without `keep`, and the next one asks. A retry must really ask again, so it is on its own.
+        Leave the block without `keep`, and the next one asks. A retry must really ask again, so it is on its own. What
+        came back from a worker that died waits for nobody: it might be the one who asks, by that worker's hand, and who
+        only waits is not blamed for the next death.
         """
         if not self.are_kept or delivery.attempt > 1:
             yield Turn(self)
@@ -124,7 +126,7 @@ class Answers:
         asked = Asked(self._question(prompt.user, model_digest), f"{delivery.owner} {delivery.id}")
         turn = Turn(self, asked)
         try:
-            turn.found = await self._find(asked, before_waiting)
+            turn.found = await self._find(asked, before_waiting, ASKERS_MAX if delivery.count == 1 else 0)
             if turn.found is None:
                 self._begin_asking(asked)
             yield turn
@@ -160,7 +162,9 @@ class Answers:
         keys = [self._keys.answers, self._keys.answer_times, self._keys.asking(asked.question)]
         return await self._run(self._keep, keys, [*asked, stored, self._ttl_ms, ANSWERS_MAX]) is not None
 
-    async def _find(self, asked: Asked, before_waiting: Callable[[], None]) -> tuple[Answer, dict[str, Any]] | None:
+    async def _find(
+        self, asked: Asked, before_waiting: Callable[[], None], askers_max: int
+    ) -> tuple[Answer, dict[str, Any]] | None:
         """Return the answer; None where it is to be asked for, whether the cache says so or does not work."""
         how, pause_s, wait_until = "first", PAUSE_MIN_S, time.monotonic() + self._wait_s_max
         askers = set[bytes]()
@@ -176,7 +180,7 @@ class Answers:
             askers.add(value)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            how = "again" if len(askers) <= ASKERS_MAX and time.monotonic() < wait_until else "alone"
+            how = "again" if len(askers) <= askers_max and time.monotonic() < wait_until else "alone"
         return None
 
     def valid(self, stored: bytes) -> tuple[Answer, dict[str, Any]] | None:
