@@ -5,7 +5,6 @@ the stream, and gives each back as soon as its call has ended. Without Redis the
 """
 
 import asyncio
-import itertools
 import math
 import random
 import time
@@ -71,7 +70,7 @@ class _Leaving(NamedTuple):
     permit_id: str
     generation: int
     end: End
-    told: "asyncio.Future[Standing]"
+    told: "asyncio.Future[Standing] | None" = None  # of whoever waits to hear how the gate stands
 
 
 class Gate:
@@ -86,18 +85,23 @@ class Gate:
         self._stop = stop
         self._log = log
         model, gate = config.model, config.gate
-        self._at_once = str(model.in_flight_max)
         self._interval_us = 0 if math.isinf(model.rate_per_s) else max(1, round(1e6 / model.rate_per_s))
-        self._burst = burst_let_through(model)
         self._hold_s = model.timeout_s + BLOCK_MS / 1000 + HOLD_GRACE_S
-        self._terms = [
-            self._at_once, LIMIT_UNTRIED, gate.failures_max, round(gate.throttled_max_s * 1000),
+        at_once = str(model.in_flight_max)
+        self._admit_keys = [self._keys.gate, self._keys.permits, self._keys.input]
+        self._admit_terms = [
+            self._keys.group, at_once, LIMIT_UNTRIED, self._interval_us, burst_let_through(model),
+            round(self._hold_s * 1000),
+        ]  # fmt: skip
+        self._leave_keys = [self._keys.gate, self._keys.permits]
+        self._leave_terms = [
+            at_once, LIMIT_UNTRIED, gate.failures_max, round(gate.throttled_max_s * 1000),
             round(PAUSE_FIRST_S * 1000), round(gate.probe_every_max_s * 1000),
         ]  # fmt: skip
         self._admit, self._leave, self._hold, self._evict = (
             courier.script(name) for name in ("admit", "leave", "hold", "evict")
         )
-        self._numbers = itertools.count(1)
+        self._numbered = 0  # permits so far
         self._held: dict[str, float] = {}  # permit -> when it expires
         self._leaving: list[_Leaving] = []
         self._telling: asyncio.Task[None] | None = None
@@ -116,7 +120,13 @@ class Gate:
         return Permit(self._next_id(), self._generation)
 
     def _next_id(self) -> str:
-        return f"{self._consumer}/{next(self._numbers)}"
+        self._numbered += 1
+        return f"{self._consumer}/{self._numbered}"
+
+    def _after(self, permit: Permit, count: int) -> list[Permit]:
+        """Return so many permits that are numbered after this one."""
+        number = int(permit.id.rpartition("/")[2])
+        return [Permit(f"{self._consumer}/{number + more}") for more in range(1, count + 1)]
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -128,10 +138,10 @@ class Gate:
         poll_s = POLL_MIN_S
         while not self._stop.requested:
             if not self._queue:
-                permits = [self.permit() for _ in range(wanted)]
-                reply = await self._ask("places", permits)
+                first = self.permit()
+                self._numbered += wanted - 1
+                reply = await self._ask("places", first, wanted)
                 if reply.granted:
-                    self._idle = permits[: reply.granted]
                     return reply.granted
                 if reply.wait_ms:
                     await self._stop.sleep(reply.wait_s)
@@ -151,7 +161,7 @@ class Gate:
     async def is_passable(self) -> bool:
         """Wait until the gate is not shut. False if a stop comes first. Raises RedisError."""
         while not self._stop.requested:
-            reply = await self._ask("look", [self.permit()])
+            reply = await self._ask("look", self.permit())
             if reply.granted:
                 return True
             await self._stop.sleep(reply.wait_s)
@@ -170,7 +180,7 @@ class Gate:
             while not self._stop.requested:
                 asked_s = time.monotonic()
                 try:
-                    reply = await self._ask("call", [permit])
+                    reply = await self._ask("call", permit)
                 except RedisError:
                     await self._stop.sleep(random.uniform(REDIS_PAUSE_MIN_S, REDIS_PAUSE_MAX_S))  # noqa: S311 - jitter
                     continue
@@ -216,25 +226,23 @@ class Gate:
                 return POLL_MIN_S
         return min(2 * poll_s, POLL_MAX_S)
 
-    async def _ask(self, how: str, permits: list[Permit]) -> _Reply:
-        """Ask to be let in; be the one who finds out whether the model is back, if that is the answer."""
-        hold_ms = round(self._hold_s * 1000)
-        args = [self._keys.group, how, self._at_once, LIMIT_UNTRIED, self._interval_us, self._burst, hold_ms]
-        keys = [self._keys.gate, self._keys.permits, self._keys.input]
-        for permit in permits:
-            self._held.pop(permit.id, None)  # until the answer is here: `run` must not tell of what is being refused
+    async def _ask(self, how: str, first: Permit, wanted: int = 1) -> _Reply:
+        """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back."""
+        self._held.pop(first.id, None)  # until the answer is here: `run` must not tell of what is being refused
         try:
-            answer = await self._courier.send(self._admit, keys, [*args, *(permit.id for permit in permits)])
+            answer = await self._courier.send(
+                self._admit, self._admit_keys, [how, *self._admit_terms, first.id, wanted]
+            )
         except (asyncio.CancelledError, *RedisError):
-            self._give_up(permits)
+            self._give_up([first, *self._after(first, wanted - 1)])
             raise
         reply = _Reply(*answer)
         self._generation = reply.generation
         if reply.why == b"probe":
-            await self._find_out(permits[0])
+            await self._find_out(first)
             return reply._replace(wait_ms=1)
-        for place, permit in enumerate(permits):
-            self._note(permit, reply, how, granted=place < reply.granted and how != "look")
+        if reply.granted and how != "look":
+            self._take_note([first, *self._after(first, reply.granted - 1)], reply, how)
         self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open"} else None)
         return reply
 
@@ -242,14 +250,14 @@ class Gate:
         self.absences += self.away is None and away is not None
         self.away = away
 
-    def _note(self, permit: Permit, reply: _Reply, how: str, *, granted: bool) -> None:
-        if not granted:
-            self._held.pop(permit.id, None)
-            return
+    def _take_note(self, granted: list[Permit], reply: _Reply, how: str) -> None:
         now_s = time.monotonic()
-        permit.generation = reply.generation
-        permit.fresh_until_s = now_s + FRESH_S if how == "places" else -math.inf
-        self._held[permit.id] = now_s + self._hold_s + reply.wait_ms / 1000
+        for permit in granted:
+            permit.generation = reply.generation
+            permit.fresh_until_s = now_s + FRESH_S if how == "places" else -math.inf
+            self._held[permit.id] = now_s + self._hold_s + reply.wait_ms / 1000
+        if how == "places":
+            self._idle = granted
 
     async def _find_out(self, permit: Permit) -> None:
         """Probe, and tell what came of it."""
@@ -269,11 +277,13 @@ class Gate:
 
     def leave(self, permit: Permit, end: End) -> None:
         """Give a permit back and tell how its call ended, without waiting for the answer."""
-        self._enqueue(permit, end)
+        self._enqueue(_Leaving(permit.id, permit.generation, end))
 
     async def tell(self, permit: Permit, end: End) -> Standing:
         """Do as `leave`, and return how the gate stands then, and whether that has just come about."""
-        return await self._stop.by_deadline(self._enqueue(permit, end)) or Standing("closed", "")
+        told: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
+        self._enqueue(_Leaving(permit.id, permit.generation, end, told))
+        return await self._stop.by_deadline(told) or Standing("closed", "")
 
     def give_back(self, permits: Iterable[Permit]) -> None:
         """Give those permits back that are still held, for which there was no call."""
@@ -287,13 +297,11 @@ class Gate:
             self.leave(permit, UNUSED)
             permit.id = self._next_id()
 
-    def _enqueue(self, permit: Permit, end: End) -> "asyncio.Future[Standing]":
-        self._held.pop(permit.id, None)
-        told: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
-        self._leaving.append(_Leaving(permit.id, permit.generation, end, told))
+    def _enqueue(self, leaving: _Leaving) -> None:
+        self._held.pop(leaving.permit_id, None)
+        self._leaving.append(leaving)
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell_all())
-        return told
 
     async def _told(self) -> None:
         """Wait until all that was left has been told."""
@@ -307,8 +315,8 @@ class Gate:
             try:
                 state, came_about, wait_ms, self._generation = await self._courier.send(
                     self._leave,
-                    [self._keys.gate, self._keys.permits],
-                    [*self._terms, *(part for one in leaving for part in _told_of(one))],
+                    self._leave_keys,
+                    [*self._leave_terms, *(part for one in leaving for part in _told_of(one))],
                 )
             except RedisError:
                 self._leaving = [*leaving, *self._leaving]
@@ -319,7 +327,7 @@ class Gate:
             standing = Standing(state.decode(), came_about.decode())
             self._tell_of(standing, wait_ms / 1000, says)
             for one in leaving:
-                if not one.told.done():
+                if one.told is not None and not one.told.done():
                     one.told.set_result(standing)
 
     def _tell_of(self, standing: Standing, wait_s: float, says: str) -> None:
@@ -359,8 +367,7 @@ class Gate:
             self._telling.cancel()
         with suppress(TimeoutError, *RedisError):
             async with asyncio.timeout(CLOSE_S_MAX):
-                keys = [self._keys.gate, self._keys.permits]
-                await self._courier.send(self._evict, keys, [self._consumer])
+                await self._courier.send(self._evict, self._leave_keys, [self._consumer])
 
 
 def _told_why(says: str) -> dict[str, str]:

@@ -2,18 +2,17 @@
 -- admit: may a call to the model be made? In this order: pause, breaker, permit, token; all by the server's clock.
 --
 -- KEYS   1 gate  2 permits  3 input
--- ARGV   1 group
---        2 'look': is the gate shut?  'places': how many of these calls could begin soon, asked before events are read?
+-- ARGV   1 'look': is the gate shut?  'places': how many of these calls could begin soon, asked before events are read?
 --          'call': this one begins, now or when its token is due
---        3 calls at once, a number or 'auto'  4 what that is before any call has been measured
+--        2 group  3 calls at once, a number or 'auto'  4 what that is before any call has been measured
 --        5 us between two tokens, 0 = no rate  6 burst  7 ms until a permit expires, and a probe's lease
---        8... ids of permits, one for each call
+--        8 id of a permit: its consumer's name, a slash, and a number  9 calls; the next numbers are for the others
 -- answer {granted, wait in ms, why, generation of the limit, ms over which those who wait are to be spread, what is
 --         wrong in words}
---        granted > 0   the first so many ids hold a permit, except after a 'look'; a 'call' begins after the wait, for
+--        granted > 0   the first so many hold a permit, except after a 'look'; a 'call' begins after the wait, for
 --                      which it has its token
 --        'paused' 'open' 'permit' 'rate'   nothing granted, and not to be asked again before the wait is over
---        'probe'       closed, and the holder of the first id is the one to find out whether the model is back
+--        'probe'       closed, and the holder of that id is the one to find out whether the model is back
 --
 -- gate   tat: when the bucket will be full again less its burst, in us (GCRA: ATM Forum TM 4.0, 1996, and its use with
 --        reservations). queued_until: calls wait for a permit, and go before what is not yet read. pause_until, pause_ms.
@@ -30,9 +29,9 @@
 -- be spent for nothing.
 local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, QUEUED_MS = 2500, 500000, 100000, 250, 500
 local gate, permits, input = KEYS[1], KEYS[2], KEYS[3]
-local group, how, at_once, untried = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local how, group, at_once, untried = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local interval, burst, hold_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local ids = {unpack(ARGV, 8)}
+local id, wanted = ARGV[8], tonumber(ARGV[9])
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
@@ -49,7 +48,7 @@ local function number(field)
 end
 
 local function refuse(wait_ms, why, spread_ms)
-  redis.call('ZREM', permits, unpack(ids))
+  redis.call('ZREM', permits, id)
   return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, known.says or ''}
 end
 
@@ -134,8 +133,8 @@ if known.open then
     return refuse(math.max(token_wait / 1000, OPEN_POLL_MS), 'open')
   end
   take_token()
-  redis.call('HSET', gate, 'prober', ids[1], 'prober_until', now + hold_ms)
-  redis.call('ZADD', permits, now + hold_ms, ids[1])
+  redis.call('HSET', gate, 'prober', id, 'prober_until', now + hold_ms)
+  redis.call('ZADD', permits, now + hold_ms, id)
   return {0, 0, 'probe', number('generation'), 0, known.says or ''}
 end
 
@@ -145,7 +144,7 @@ end
 
 local slow = tonumber(known.slow or limit)
 local free = opened > now and 0 or math.min(limit, slow) - in_use
-if how == 'call' and redis.call('ZSCORE', permits, ids[1]) then
+if how == 'call' and redis.call('ZSCORE', permits, id) then
   free = 1
 end
 local queued = number('queued_until') - now
@@ -162,8 +161,8 @@ end
 
 local granted = 1
 if how == 'places' then
-  granted = math.min(math.ceil(math.floor(free) / 2), #ids)
-  note_short(granted < #ids)
+  granted = math.min(math.ceil(math.floor(free) / 2), wanted)
+  note_short(granted < wanted)
   if interval > 0 then
     granted = math.min(granted, math.floor((now_us + AHEAD_US + tolerance - math.max(tat, now_us)) / interval) + 1)
     if granted < 1 then
@@ -177,9 +176,11 @@ else
   end
   take_token()
 end
+local owner, number_of_first = string.match(id, '^(.*/)(%d+)$')
 local held = {}
 for place = 1, granted do
-  held[2 * place - 1], held[2 * place] = now + hold_ms + math.ceil(token_wait / 1000), ids[place]
+  held[2 * place - 1] = now + hold_ms + math.ceil(token_wait / 1000)
+  held[2 * place] = owner .. string.format('%d', number_of_first + place - 1)
 end
 redis.call('ZADD', permits, unpack(held))
 return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, ''}

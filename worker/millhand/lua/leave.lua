@@ -13,11 +13,12 @@
 --         first probe, generation}
 --
 -- The limit follows the number of calls that wait inside the model (L. S. Brakmo, L. L. Peterson, "TCP Vegas", 1995, with
--- the queue measured by the model itself instead of inferred from round trips): more while fewer than a tenth of the limit
--- wait, or half a call, as many less as wait too many, three quarters after a refusal or a time-out. Those that wait keep
--- the model at work while what it has answered is settled and the next is read, which comes in batches. It grows only where it is what holds calls
--- back (as a congestion window does: RFC 7661), which admit tells by `wanting`; so it ends a little above what the
--- workers together would take. Each step is judged by calls that began after it.
+-- the queue measured by the model itself instead of inferred from round trips): more while fewer wait than a tenth of it,
+-- or half a call; as many less as wait too many; three quarters after a refusal or a time-out. Those that wait keep the
+-- model at work while what it has answered is settled and the next is read, which comes in batches.
+-- It grows only where it is what holds calls back (as a congestion window does: RFC 7661), which admit tells by
+-- `wanting`; so it ends a little above what the workers together would take. Each step is judged by calls that began
+-- after it.
 -- What is measured: calls, `queue_us` in the model's queue, `busy_us` in which calls were under way, and of that
 -- `wanting_us`; an idle hour between two bursts counts for nothing.
 -- A call that began before the gate was last shut says nothing of how the model does since: `generation` and `shut` tell.
