@@ -4,6 +4,7 @@ python -m scripts.bench.measurements                     # all of them, some ten
 python -m scripts.bench.measurements start scale --short
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from scripts.bench import gate, gate_cost, latency, memory, recovery, scale, siz
 from scripts.bench.conditions import conditions, in_words
 from scripts.bench.report import Report
 
+WIDTH = 120  # where no terminal says
 MEASUREMENTS: Mapping[str, Callable[..., Report]] = {
     "latency": latency.measure,
     "scale": scale.measure,
@@ -34,7 +36,7 @@ MEASUREMENTS: Mapping[str, Callable[..., Report]] = {
 @click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Put the figures in there, too.")
 def main(names: tuple[str, ...], short: bool, file: Path | None) -> None:  # noqa: FBT001 - click's signature
     """Measure what is named, or everything."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     told = conditions(short=short)
     console.print(in_words(told), markup=False)
     for name, report in measured(names or tuple(MEASUREMENTS), short=short):

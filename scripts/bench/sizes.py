@@ -9,7 +9,7 @@ from scripts.bench.pace import pace
 from scripts.bench.report import Report, Row
 from scripts.bench.rig import fast_model, fleet, server
 
-SIZES = {300: 12_000, 4096: 8_000, 65_536: 1_000}  # bytes, and how many such events
+SIZES = {300: 40_000, 4096: 20_000, 65_536: 2_000}  # bytes, and how many such events
 WORKERS = 2
 CTX_TOKENS = 1 << 18  # no text is too long for the model
 FIRST = 1_000_000  # so that all numbers have as many digits
