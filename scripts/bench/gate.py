@@ -33,7 +33,7 @@ from rich.console import Console  # noqa: E402
 from tests.fleet.conftest import DEAD, INPUT, OUTPUT, RunningFleet  # noqa: E402
 from tests.rig import RedisServer, eventually  # noqa: E402
 
-from scripts.bench.report import Report, Row  # noqa: E402
+from scripts.bench.rows import Report, Row  # noqa: E402
 from scripts.fake.arrivals import BUCKET_S, Excess, Limit, arrivals_per_bucket, open_peak  # noqa: E402
 from scripts.fake.journal import Call  # noqa: E402
 from scripts.fake_ollama import FakeOllama  # noqa: E402

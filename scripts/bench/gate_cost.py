@@ -7,8 +7,8 @@ from typing import Any
 
 from scripts.bench.events import events
 from scripts.bench.pace import pace
-from scripts.bench.report import Report, Row
 from scripts.bench.rig import fast_model, fleet, server
+from scripts.bench.rows import Report, Row
 
 WORKERS = 2
 FIRST = 1_000_000  # so that all numbers have as many digits

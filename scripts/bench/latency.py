@@ -8,8 +8,8 @@ from typing import Any
 from scripts.bench.backlog import wait_for
 from scripts.bench.events import DATA, paced
 from scripts.bench.figures import percentile
-from scripts.bench.report import Report, Row
 from scripts.bench.rig import INPUT, OUTPUT, cpu_s, fast_model, fleet, server
+from scripts.bench.rows import Report, Row
 
 SLOTS, LATENCY_MS = 16, 50.0
 IDEAL_PER_S = SLOTS / LATENCY_MS * 1000

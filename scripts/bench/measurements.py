@@ -1,21 +1,22 @@
 """All that is measured of millhand beside its throughput: each kind by its name, as tables and as JSON.
 
-python -m scripts.bench.measurements                     # all of them, some ten minutes
-python -m scripts.bench.measurements start scale --short
+    python -m scripts.bench.measurements                     # all of them: a quarter of an hour
+    python -m scripts.bench.measurements start scale --short
+
+`run --full` makes them too, and keeps them in its own file of results.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
 
-from scripts.bench import gate, gate_cost, latency, memory, recovery, scale, sizes, start
+from scripts.bench import batches, gate, gate_cost, latency, memory, recovery, scale, sizes, start
 from scripts.bench.conditions import conditions, in_words
-from scripts.bench.report import Report
+from scripts.bench.rows import Report
 
 WIDTH = 120  # where no terminal says
 MEASUREMENTS: Mapping[str, Callable[..., Report]] = {
@@ -26,6 +27,7 @@ MEASUREMENTS: Mapping[str, Callable[..., Report]] = {
     "gate cost": gate_cost.measure,
     "recovery": recovery.measure,
     "start": start.measure,
+    "micro-batches": batches.measure,
     "memory": memory.measure,
 }
 
@@ -36,26 +38,22 @@ MEASUREMENTS: Mapping[str, Callable[..., Report]] = {
 @click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Put the figures in there, too.")
 def main(names: tuple[str, ...], short: bool, file: Path | None) -> None:  # noqa: FBT001 - click's signature
     """Measure what is named, or everything."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     told = conditions(short=short)
-    console.print(in_words(told), markup=False)
-    for name, report in measured(names or tuple(MEASUREMENTS), short=short):
-        console.print(report.table(name), report.about, "", sep="\n")
-        if file:
-            keep(file, name, report, told)
+    print(in_words(told))
+    reports = dict(measured(names or tuple(MEASUREMENTS), short=short))
+    if file:
+        file.write_bytes(
+            msgspec.json.format(msgspec.json.encode({"conditions": told, "measurements": reports})) + b"\n"
+        )
 
 
-def measured(names: Iterable[str], *, short: bool) -> Iterator[tuple[str, Report]]:
-    """Yield each report as soon as it is there."""
+def measured(names: Iterable[str] = tuple(MEASUREMENTS), *, short: bool = False) -> Iterator[tuple[str, Report]]:
+    """Measure, print each report as soon as it is there, and yield it."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for name in names:
-        yield name, MEASUREMENTS[name](short=short)
-
-
-def keep(file: Path, name: str, report: Report, told: Mapping[str, object]) -> None:
-    """Put a report beside what a file of results holds already."""
-    document: dict[str, Any] = msgspec.json.decode(file.read_bytes()) if file.exists() else {}
-    document.setdefault("measurements", {})[name] = {**msgspec.to_builtins(report), "conditions": told}
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+        report = MEASUREMENTS[name](short=short)
+        console.print(*report.shown(name), "", sep="\n", markup=False)
+        yield name, report
 
 
 if __name__ == "__main__":

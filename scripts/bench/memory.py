@@ -4,25 +4,43 @@ PSS: memory of one's own, and a share of what others use too.
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import msgspec
 import psutil
 from tests.fleet.conftest import RunningFleet
 
 from scripts.bench.backlog import STALL_S, NotOnce, fill
 from scripts.bench.events import events
-from scripts.bench.report import Report, Row
 from scripts.bench.rig import INPUT, OUTPUT, fast_model, fleet, server
+from scripts.bench.rows import Report
+from scripts.bench.summary import Goal
 
 WORKERS = 8
 EVENTS, EVENTS_SHORT = 1_000_000, 100_000
+REST_MIB, FLAT = 30.0, 1.05
 POINTS = 20  # of the series
 SETTLED_S = 3.0  # after the last worker is ready, or the last event came out
 POLL_S = 0.1
 FIRST = 1_000_000  # so that all numbers have as many digits
 KIB_PER_MIB, BYTES_PER_MIB = 1024, 1 << 20
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """What everybody weighs at a moment of the run: PSS of the fleet's processes, and the server's own count."""
+
+    when: str
+    s: float  # since the backlog was let loose
+    events_out: int
+    worker_mib: float  # on average
+    heaviest_mib: float
+    janitor_mib: float
+    desk_mib: float
+    supervisor_mib: float
+    server_mib: float
 
 
 def measure(*, short: bool = False) -> Report:
@@ -35,23 +53,33 @@ def measure(*, short: bool = False) -> Report:
         fleet(running.url, model, workers=WORKERS, settings=settings) as up,
     ):
         time.sleep(SETTLED_S)
-        rows = [look(up, client, "at rest", began_s=time.monotonic())]
+        rest = look(up, client, "at rest", 0.0)
         up.ctl("pause")
         fill(client, INPUT, events(FIRST, count))
         time.sleep(SETTLED_S)
-        rows.append(look(up, client, "before the backlog", began_s=time.monotonic()))
+        before = look(up, client, "before the backlog", 0.0)
         up.ctl("resume")
-        rows += series(up, client, count)
+        at_work = list(series(up, client, count))
         time.sleep(SETTLED_S)
-        rows.append(look(up, client, "at rest again", began_s=time.monotonic()))
-    return Report(
-        f"{WORKERS} workers, {count:,} events of some 300 bytes, all answers known, appendfsync everysec", rows
-    )
+        after = look(up, client, "at rest again", at_work[-1].s + SETTLED_S)
+    goals = [
+        Goal("memory of a worker at rest, MiB", REST_MIB, rest.worker_mib, at_most=True),
+        Goal("memory before a backlog, of that at rest", FLAT, before.worker_mib / rest.worker_mib, at_most=True),
+        Goal("memory at the end of the backlog, of that at its beginning", FLAT, growth(at_work), at_most=True),
+    ]
+    about = f"{WORKERS} workers, {count:,} events of some 300 bytes, all answers known, appendfsync everysec"
+    return Report(about, [msgspec.structs.asdict(one) for one in (rest, before, *at_work, after)], goals)
 
 
-def series(up: RunningFleet, client: Any, count: int) -> list[Row]:
+def growth(at_work: Sequence[Weights]) -> float:
+    """Return what a worker weighs in the last quarter of a series, of what it weighs in the first."""
+    quarter = max(1, len(at_work) // 4)
+    first, last = (mean(one.worker_mib for one in part) for part in (at_work[:quarter], at_work[-quarter:]))
+    return last / first
+
+
+def series(up: RunningFleet, client: Any, count: int) -> Iterator[Weights]:
     """Look each time a part of the events has come out."""
-    rows: list[Row] = []
     began_s = heard_s = time.monotonic()
     done = -1
     for point in range(1, POINTS + 1):
@@ -61,24 +89,23 @@ def series(up: RunningFleet, client: Any, count: int) -> list[Row]:
             elif time.monotonic() > heard_s + STALL_S:
                 raise NotOnce(f"{now} of {count} events came out, and then none for {STALL_S:g} s")
             time.sleep(POLL_S)
-        rows.append(look(up, client, "at work", began_s=began_s))
-    return rows
+        yield look(up, client, "at work", time.monotonic() - began_s)
 
 
-def look(up: RunningFleet, client: Any, when: str, *, began_s: float) -> Row:
-    """Return what everybody weighs now, in MiB."""
+def look(up: RunningFleet, client: Any, when: str, at_s: float) -> Weights:
+    """Weigh everybody now."""
     weights = {name: [pss_mib(pid) for pid in pids] for name, pids in kinds(up).items()}
-    return {
-        "when": when,
-        "s": round(time.monotonic() - began_s, 1),
-        "events_out": int(client.xlen(OUTPUT)),
-        "worker_mib": mean(weights["worker"]),
-        "heaviest_mib": max(weights["worker"]),
-        "janitor_mib": sum(weights["janitor"]),
-        "desk_mib": sum(weights["desk"]),
-        "supervisor_mib": sum(weights["supervisor"]),
-        "server_mib": int(client.info("memory")["used_memory"]) / BYTES_PER_MIB,
-    }
+    return Weights(
+        when,
+        round(at_s, 1),
+        int(client.xlen(OUTPUT)),
+        mean(weights["worker"]),
+        max(weights["worker"]),
+        sum(weights["janitor"]),
+        sum(weights["desk"]),
+        sum(weights["supervisor"]),
+        int(client.info("memory")["used_memory"]) / BYTES_PER_MIB,
+    )
 
 
 def kinds(up: RunningFleet) -> dict[str, list[int]]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tests.fleet.moments import PARKED, HookedFleet, WatchedStreams
 from tests.rig import RedisServer
 
-from scripts.bench.report import Report, Row
+from scripts.bench.rows import Report, Row
 from scripts.fake_ollama import FakeOllama
 
 WORKERS, EVENTS = 4, 4  # one of four workers holds four events

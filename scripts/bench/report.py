@@ -1,31 +1,49 @@
-"""What a measurement has to say: rows of named figures, for a table and for JSON."""
+"""Tables for a person, in a form that can be pasted into a page."""
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
+from rich import box
 from rich.table import Table
 
-Figure = float | int | str
-Row = Mapping[str, Figure]
+from scripts.bench.cases import Cell
+from scripts.bench.figures import Spread
+from scripts.bench.summary import Goal, Key, Summary
+
+LEGEND = """\
+Backlogs: events/s ±half the spread of the runs (CPU ms an event, of the workers with all their kin; of the server).
+W2 and W3: also the share of what the model can do. At 80% of its load: latency p50 / p99 ms from raw to enriched."""
 
 
-class Report(msgspec.Struct, frozen=True):
-    """The rows of one measurement, all with the same names, the unit last; `about` is how they were made."""
-
-    about: str
-    rows: Sequence[Row]
-
-    def table(self, title: str) -> Table:
-        """Return the rows for the eye."""
-        names = list(self.rows[0])
-        table = Table(*(name.replace("_", " ") for name in names), title=title, title_justify="left")
-        for row in self.rows:
-            table.add_row(*(_shown(row[name]) for name in names))
-        return table
+def figures_table(found: Mapping[Key, Summary], cells: Sequence[Cell]) -> Table:
+    """Return all rows and cells."""
+    table = Table("", "durability", *(cell.name for cell in cells), box=box.MARKDOWN)
+    for row, durability in dict.fromkeys(key[:2] for key in found):
+        told = (found.get((row, durability, cell.name)) for cell in cells)
+        table.add_row(row, durability, *(_cell(summary) for summary in told))
+    return table
 
 
-def _shown(figure: Figure) -> str:
-    """Return a figure with as many digits as it is good for."""
-    if isinstance(figure, float):
-        return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"  # noqa: PLR2004 - three digits
-    return f"{figure:,}" if isinstance(figure, int) else figure
+def goals_table(goals: Sequence[Goal]) -> Table:
+    """Return the goals, met or not."""
+    table = Table("goal", "wanted", "reached", "", "beside", box=box.MARKDOWN)
+    words = {True: "met", False: "NOT met", None: "not measured"}
+    for goal in goals:
+        reached = "-" if goal.reached is None else f"{goal.reached:.3g}"
+        table.add_row(
+            goal.name, f"{'≤' if goal.at_most else '≥'} {goal.wanted:g}", reached, words[goal.met], goal.remark
+        )
+    return table
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    cpu = f"({summary.cpu_ms.median:.2g}; {summary.server_cpu_ms.median:.2g})"
+    if summary.latency_p50_ms and summary.latency_p99_ms:
+        return f"{summary.latency_p50_ms.median:.1f} / {summary.latency_p99_ms.median:.1f} {cpu}"
+    share = f"{summary.share.median:.3f}: " if summary.share else ""
+    return f"{share}{summary.events_per_s.median:,.0f} {_half(summary.events_per_s)} {cpu}"
+
+
+def _half(spread: Spread) -> str:
+    return f"±{(spread.high - spread.low) / 2 / spread.median:.0%}"

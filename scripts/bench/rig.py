@@ -58,14 +58,13 @@ def fast_model(slots: int, latency_ms: float) -> Iterator[FastModel]:
     """Run the fast model."""
     command = [sys.executable, str(PROJECT / "scripts" / "fake" / "fast.py")]
     options = ["--slots", str(slots), "--latency-ms", str(latency_ms)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE)  # noqa: S603 - our own script
-    try:
-        assert process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
-        told = json.loads(process.stdout.readline())
-        yield FastModel(told["url"], told["model"], process.pid)
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE) as process:  # noqa: S603 - our own script
+        try:
+            assert process.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
+            told = json.loads(process.stdout.readline())
+            yield FastModel(told["url"], told["model"], process.pid)
+        finally:
+            process.terminate()
 
 
 @contextmanager

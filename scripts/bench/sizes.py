@@ -6,8 +6,8 @@ import msgspec
 
 from scripts.bench.events import TEXTS, text_of
 from scripts.bench.pace import pace
-from scripts.bench.report import Report, Row
 from scripts.bench.rig import fast_model, fleet, server
+from scripts.bench.rows import Report, Row
 
 SIZES = {300: 40_000, 4096: 20_000, 65_536: 2_000}  # bytes, and how many such events
 WORKERS = 2

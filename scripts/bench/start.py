@@ -11,8 +11,8 @@ from tests.fleet.conftest import RunningFleet
 from tests.rig import eventually
 
 from scripts.bench.figures import Spread
-from scripts.bench.report import Report, Row
 from scripts.bench.rig import cpu_s, environment_of, fast_model, server
+from scripts.bench.rows import Report, Row
 
 WORKERS = 8
 WITHIN_S = 60.0
