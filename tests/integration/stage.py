@@ -1,15 +1,16 @@
 """A real server put into a state of the model: a call on it as the product spells it, and what can be seen after it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from tests.integration.race import DONE
 from tests.model.server import DUE, LATER, NOBODY, UNHUNG, Answer, Call, Entry, Server
 
+from millhand.courier import Courier, Part
 from millhand.keys import Keys
-from millhand.settle import Settled, Settler
+from millhand.settle import Settler
 from millhand.stream import Script, attempts_record
 from millhand.verdict import Bury, Delivery, Reason, Release, Retry, Skip, Verdict
 
@@ -51,12 +52,15 @@ class View(NamedTuple):
     consumers: set[str]
 
 
-class _Dictation(Settler):
+class _Dictation(Courier):
     """Takes down what would be sent."""
 
-    async def _send(self, call: Script, keys: list[str], args: list[Any]) -> Settled:
-        self.taken_down = (call, keys, args)
-        return Settled.OK
+    async def send(self, script: Script, keys: list[str], args: list[Any]) -> Any:
+        self.taken_down = (script, keys, args)
+        return b"ok"
+
+    async def send_parts(self, script: Script, keys: list[str], args: list[Any], parts: Sequence[Part]) -> list[Any]:
+        return [await self.send(script, keys, [*args, *part]) for part in parts]
 
 
 class Stage:
@@ -65,7 +69,8 @@ class Stage:
     def __init__(self, redis: "Redis", keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-        self._settler = _Dictation(redis, keys)
+        self._dictation = _Dictation(redis)
+        self._settler = Settler(redis, keys, self._dictation)
         self._others = {name: Script(redis, name) for name in ("renew", "take_due", "retire_consumer")}
         self._spelled: dict[Call, Command] = {}
 
@@ -154,7 +159,7 @@ class Stage:
             await self._settler.hand_back(delivery, spent=call.number > call.deliveries)
         else:
             await self._settler.settle(delivery, _verdict(call))
-        return self._settler.taken_down
+        return self._dictation.taken_down
 
     # -- after the call ---------------------------------------------------------------------------------------------
 
@@ -235,6 +240,8 @@ def _read(call: Call, reply: Any) -> Any:
     """Return a reply as its caller reads it."""
     if call.script == "renew":
         return "lost" if reply == [_id(call.entry).encode()] else "kept"
+    if call.script == "finish":
+        return reply[0].decode()
     if call.script != "take_due":
         return reply.decode()
     next_due_ms, _, taken = reply

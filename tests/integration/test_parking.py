@@ -37,7 +37,9 @@ async def test_retry_parks_the_event_until_it_is_due(race: Race, settler: Settle
     assert before_ms - 1 + 60_000 <= due_ms <= await race.server_ms() + 60_000
     assert await race.totals() == {"retried": 1}
     assert await stream.take_due(10) == []
-    assert 0 < stream._next_due_ms <= 60_000
+    assert not stream.may_take_due()
+    stream.expect_due(0.0)
+    assert stream.may_take_due()
 
 
 async def test_retry_sent_again_after_a_lost_reply_spends_no_second_attempt(race: Race, settler: Settler) -> None:

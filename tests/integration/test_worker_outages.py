@@ -175,14 +175,14 @@ async def test_stop_during_an_outage_releases_what_is_in_hand_unspent(
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_is_honoured(race: Race, config: Config, fake: FakeOllama, status: int, form: str) -> None:
-    """F42: nothing is asked before the time is over, by none of the calls; then it goes on."""
+    """F42: once it is known nothing is asked before the time is over, by none of the calls; then it goes on."""
     now = datetime(2031, 5, 5, tzinfo=UTC)  # the reply's own clock, which is wrong by years
     until = format_datetime(now + timedelta(seconds=1), usegmt=True)
     headers = {"Date": format_datetime(now, usegmt=True), "Retry-After": until if form == "date" else "1"}
     async with working(config) as at_work:
         await at_work.ready()
         await race.add(f"[[fake times=1 status={status} headers={json.dumps(headers)}]]")
-        await fake.seen(1)
+        await eventually_async(lambda: at_work.ear.stats()["waits_for"])
         for n in range(3):
             await race.add(str(n))
         enriched = await race.until_enriched(4)

@@ -1,5 +1,6 @@
 """Prompts that do not fit the context: found, and cut where that is wished, never without a word."""
 
+import contextlib
 import itertools
 import unicodedata
 
@@ -85,6 +86,22 @@ def test_a_run_of_one_character_is_not_taken_for_many_tokens(run: str) -> None:
 def test_instructions_that_fill_the_context_alone_leave_nothing_to_cut() -> None:
     with pytest.raises(TooLong):
         cutting().fit("x y " * 20_000, SHORT)
+
+
+TEXTS = st.text("aé漢 =\n", max_size=40).flatmap(lambda part: st.integers(0, 3000).map(lambda times: part * times))
+
+
+@QUIET
+@given(TEXTS, st.floats(0.02, 2.0), st.integers(0, 2 * SAMPLES_MIN), st.integers(0, 3000))
+def test_the_quick_look_decides_as_the_close_one_does(text: str, density: float, samples: int, tokens_in: int) -> None:
+    guard = burying()
+    for _ in range(samples):
+        guard.check(guard.fit(INSTRUCTIONS, SHORT), answer(round(density * len(INSTRUCTIONS + SHORT))))
+    least = guard.tokens_least(INSTRUCTIONS + text)
+    with pytest.raises(TooLong) if least >= MODEL.num_ctx else contextlib.nullcontext():
+        guard.fit(INSTRUCTIONS, text)
+    with pytest.raises(TooLong) if 256 <= tokens_in < least else contextlib.nullcontext():
+        guard.check(Fitted(text, INSTRUCTIONS, len(text)), answer(tokens_in))
 
 
 # -- what replies teach ------------------------------------------------------------------------------------------------

@@ -264,11 +264,12 @@ async def served(does: bytes | Conduct, *, unasked: bool = False) -> AsyncIterat
 
 
 @pytest.fixture
-def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
+def fail() -> Fail:
     """Ask a server that does as the case says, and return what the call comes to."""
 
-    async def asked(url: str, timeout_s: float) -> Reasoned:
-        model = OllamaModel(Model(url=url, name=NAME, timeout_s=timeout_s, reply_bytes_max=REPLY_BYTES_MAX))
+    async def asked(url: str, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None) -> Reasoned:
+        settings = Model(url=url, name=NAME, timeout_s=timeout_s, reply_bytes_max=REPLY_BYTES_MAX)
+        model = OllamaModel(settings, transport)
         with pytest.raises(Reasoned) as caught:
             await model.generate(PROMPT)
         await model.close()
@@ -276,12 +277,12 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
 
     async def failed(case: Case) -> Reasoned:
         if isinstance(case.does, httpx.TransportError):
+            error = case.does
 
-            def raising(_: httpx.AsyncClient, *__: object, **___: object) -> None:
-                raise case.does  # type: ignore[misc]
+            def raising(_: httpx.Request) -> httpx.Response:
+                raise error
 
-            monkeypatch.setattr(httpx.AsyncClient, "stream", raising)
-            return await asked(NOBODY, case.timeout_s)
+            return await asked(NOBODY, case.timeout_s, httpx.MockTransport(raising))
         if case.does is NOBODY:
             return await asked(NOBODY, case.timeout_s)
         if case.does is NO_TLS:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,12 @@ Ask = Callable[..., OllamaModel]
 
 
 @pytest.fixture
-async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ask]:
+async def served() -> AsyncIterator[Ask]:
     """Return a model whose server is the given function."""
     models: list[OllamaModel] = []
 
     def model(server: Server | SlowServer, settings: Model = MODEL) -> OllamaModel:
-        client = partial(httpx.AsyncClient, transport=httpx.MockTransport(server))
-        with monkeypatch.context() as patched:
-            patched.setattr(httpx, "AsyncClient", client)
-            models.append(OllamaModel(settings))
+        models.append(OllamaModel(settings, httpx.MockTransport(server)))
         return models[-1]
 
     yield model
@@ -218,8 +214,26 @@ async def test_an_answer_that_never_comes_ends_at_the_total_deadline(served: Ask
     assert (type(error), error.reason) == (BadAnswer, "timeout")
 
 
-async def test_no_proxy_of_the_environment_sees_an_event(served: Ask) -> None:
-    assert served(replies())._client.trust_env is False
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://model.test", "http://model.test/api/"),
+        ("http://model.test:8080/", "http://model.test:8080/api/"),
+        ("https://model.test/behind/a%20proxy/", "https://model.test/behind/a%20proxy/api/"),
+        ("http://[::1]:11434", "http://[::1]:11434/api/"),
+    ],
+)
+async def test_a_server_is_asked_below_its_address(served: Ask, url: str, asked: str) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers["Host"]))
+        return response(document=GOOD | TAGS)
+
+    model = served(server, msgspec.structs.replace(MODEL, url=url))
+    await model.probe(PROMPT)
+    host = httpx.URL(url).netloc.decode()
+    assert seen == [(f"{asked}tags", host), (f"{asked}chat", host)]
 
 
 async def test_an_answer_is_asked_for_without_compression(served: Ask) -> None:
@@ -242,7 +256,7 @@ async def test_a_token_of_a_file_goes_into_every_request_and_nowhere_else(served
 
     def server(request: httpx.Request) -> httpx.Response:
         seen.append(request.headers.get("authorization"))
-        return httpx.Response(401, json={"error": "no"})
+        return response(401, {"error": "no"})
 
     model = served(server, msgspec.structs.replace(MODEL, token_file=str(file)))
     for asking in (model.generate(PROMPT), model.digest()):

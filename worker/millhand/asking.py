@@ -73,6 +73,9 @@ class Asker:
             fitted = self._guard.fit(self._questions.system, text)
         except TooLong as error:
             return Failed(error)
+        guest = Guest(delivery, text)
+        if not self._answers.are_kept:
+            return await self._ask_model(guest, fitted, permit, seat, Turn(self._answers))
         prompt = self._questions.prompt(fitted.text)
         async with AsyncExitStack() as stack:
             with self._caller.waits([delivery]):
@@ -82,10 +85,15 @@ class Asker:
             if turn.found:
                 answer, results = turn.found
                 return Answered(results, answer, delivery.attempt, prompt.hash, {"cached": True, **fitted.mark})
-            share = await seat.share(Guest(delivery, text)) if seat and not fitted.cuts else None
-            if share:
-                return await self._shared(delivery, share, turn)
-            return await self._ask_alone(delivery, fitted, permit, turn)
+            return await self._ask_model(guest, fitted, permit, seat, turn)
+
+    async def _ask_model(
+        self, guest: Guest, fitted: Fitted, permit: Permit, seat: Seat | None, turn: Turn
+    ) -> Answered | Outcome:
+        share = await seat.share(guest) if seat and not fitted.cuts else None
+        if share:
+            return await self._shared(guest.delivery, share, turn)
+        return await self._ask_alone(guest.delivery, fitted, permit, turn)
 
     def _let_others_go(self, permit: Permit, seat: Seat | None) -> None:
         """Hold nobody up while somebody else asks the same: not who needs the permit, nor the party."""

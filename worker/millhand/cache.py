@@ -60,7 +60,7 @@ class Turn:
 
 
 class Answers:
-    """The answers of a fleet, and who of all its processes asks for one. Off where `cache.ttl_s` is 0.
+    """The answers of a fleet, and who of all its processes asks for one. None `are_kept` where `cache.ttl_s` is 0.
 
     `errors` counts the commands that Redis did not carry out. Hits, misses and saved calls are counted by the scripts.
     """
@@ -73,7 +73,7 @@ class Answers:
         self._model = config.model
         self._questions = questions
         self._log = log
-        self._is_on = config.cache.ttl_s > 0
+        self.are_kept = config.cache.ttl_s > 0
         self._ttl_ms = max(1, round(config.cache.ttl_s * 1000))
         self._wait_s_max = RETRY_AFTER_MAX_S + config.model.timeout_s  # one call after the longest pause of the fleet
         self._look_up = courier.script("look_up_answer")
@@ -93,7 +93,7 @@ class Answers:
 
         Leave the block without `keep`, and the next one asks. A retry must really ask again, so it is on its own.
         """
-        if not self._is_on or delivery.attempt > 1:
+        if not self.are_kept or delivery.attempt > 1:
             yield Turn(self)
             return
         asked = Asked(question_of(prompt, self._model, model_digest), f"{delivery.owner} {delivery.id}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from millhand.errors import BadAnswer, ModelAway, Reasoned
 from millhand.gate import Gate
 from millhand.histogram import Histogram
+from millhand.log import is_at_debug
 from millhand.model.answer import Answer
 from millhand.model.ollama import OllamaModel
 from millhand.permit import VOID, End, Permit, end_of
@@ -32,6 +33,7 @@ class Caller:
         self.gate = gate
         self._model = model
         self._probe_prompt = probe
+        self._tells_all = is_at_debug(log)
         self._log = log
         self._met_after = -1  # how often the model had been away when we last met it
         self._met_s = -math.inf
@@ -80,7 +82,7 @@ class Caller:
 
     async def make(self, prompt: Prompt, attempt: int, permit: Permit, deliveries: Sequence[Delivery]) -> Answer:
         """Make one call. Raises what the model client raises, sorted anew where there is an outage."""
-        for delivery in deliveries:
+        for delivery in deliveries if self._tells_all else ():
             self._log.debug("model.asked", **delivery.labels(attempt))
         started_s = time.monotonic()
         try:
@@ -124,6 +126,8 @@ class Caller:
 
     def tell(self, error: Reasoned | None, attempt: int, deliveries: Sequence[Delivery]) -> None:
         """Log how a call ended for each event: `bad` is the event's, `away` is not. None: with a valid answer."""
+        if not self._tells_all:
+            return
         spends = len(deliveries) == 1 and not isinstance(error, ModelAway)
         outcome = "ok" if error is None else f"{'bad' if spends else 'away'}: {error.reason}"
         for delivery in deliveries:

@@ -1,6 +1,7 @@
 """Round trips to Redis: script calls of the same moment travel together."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis import exceptions
@@ -11,22 +12,69 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 BATCH_MAX = 100  # calls a round trip: the server is held up by none of them for long
+RUN_BYTES_MAX = 1 << 20  # of parts that share a run, unless one alone has more
+
+Part = tuple[Any, ...]
 
 
 class _Call(NamedTuple):
-    """One script call on its way, and who waits for its answer."""
+    """One script call on its way, and who waits for its answer. Calls with `parts` may share a run of the script."""
 
     script: Script
     keys: list[str]
     args: list[Any]
+    parts: Sequence[Part] | None
     answer: "asyncio.Future[Any]"
 
 
+class _Run:
+    """One run of a script on the server, and the calls that share it."""
+
+    def __init__(self, call: _Call) -> None:
+        self.script, self.keys = call.script, call.keys
+        self.args = list(call.args)
+        self.calls = list[_Call]()
+        self._bytes = 0
+        self._add(call)
+
+    def takes(self, call: _Call) -> bool:
+        """Whether a call shares this run; if so, it does from now on."""
+        first = self.calls[0]
+        if call.parts is None or call.script is not first.script or call.args != first.args:
+            return False
+        if self._bytes + _bytes_of(call.parts) > RUN_BYTES_MAX:
+            return False
+        self._add(call)
+        return True
+
+    def _add(self, call: _Call) -> None:
+        self.calls.append(call)
+        if call.parts is not None:
+            self._bytes += _bytes_of(call.parts)
+            for part in call.parts:
+                self.args += part
+
+    def hand_out(self, reply: Any) -> None:
+        """Give each call its answer out of the run's reply. Whoever waited may have been cancelled meanwhile."""
+        place = 0
+        for call in self.calls:
+            answer = reply
+            if call.parts is not None and not isinstance(reply, Exception):
+                answer = reply[place : place + len(call.parts)]
+                place += len(call.parts)
+            if call.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                call.answer.set_exception(answer)
+            else:
+                call.answer.set_result(answer)
+
+
 class Courier:
-    """Carries script calls, in the order in which they came; every one of them must be safe to send again.
+    """Carries script calls; every one of them must be safe to send again.
 
     What comes up while a round trip is under way goes out together in the next one: a lone call waits for nothing, and
-    a busy worker pays for one round trip where it had many calls to make.
+    a busy worker pays for one round trip where it had many calls to make. Runs are in the order of their first calls.
     """
 
     def __init__(self, redis: "Redis") -> None:
@@ -40,28 +88,37 @@ class Courier:
 
     async def send(self, script: Script, keys: list[str], args: list[Any]) -> Any:
         """Return the script's answer. Raises RedisError where it is unknown whether it ran."""
+        return await self._send(script, keys, args, None)
+
+    async def send_parts(self, script: Script, keys: list[str], args: list[Any], parts: Sequence[Part]) -> list[Any]:
+        """Return the answers of a script that does the same with each of its parts, which follow `args`.
+
+        Calls that differ in their parts alone share a run of it. Raises RedisError where it is unknown what was done.
+        """
+        answers: list[Any] = await self._send(script, keys, args, parts)
+        return answers
+
+    def _send(
+        self, script: Script, keys: list[str], args: list[Any], parts: Sequence[Part] | None
+    ) -> "asyncio.Future[Any]":
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(script, keys, args, answer))
+        self._waiting.append(_Call(script, keys, args, parts, answer))
         if self._carrying is None or self._carrying.done():
             self._carrying = asyncio.create_task(self._carry())
-        return await answer
+        return answer
 
     async def _carry(self) -> None:
         """Make round trips until nothing waits. However it ends, it leaves nobody waiting."""
         batch: list[_Call] = []
         try:
             while batch := self._next_batch():
+                runs = _runs(batch)
                 try:
-                    replies = await self._round_trip(batch)
+                    replies = await self._round_trip(runs)
                 except RedisError as error:
-                    replies = [error] * len(batch)
-                for call, reply in zip(batch, replies, strict=True):
-                    if call.answer.done():
-                        continue  # whoever waited has been cancelled
-                    if isinstance(reply, Exception):
-                        call.answer.set_exception(reply)
-                    else:
-                        call.answer.set_result(reply)
+                    replies = [error] * len(runs)
+                for run, reply in zip(runs, replies, strict=True):
+                    run.hand_out(reply)
         finally:
             for call in (*batch, *self._waiting):
                 call.answer.cancel()  # does nothing where there is an answer
@@ -72,24 +129,42 @@ class Courier:
         batch, self._waiting = waiting[:BATCH_MAX], waiting[BATCH_MAX:]
         return batch
 
-    async def _round_trip(self, batch: list[_Call]) -> list[Any]:
-        """Send calls together. Return an answer or an error for each; raises RedisError if no reply came."""
-        replies = await self._pipelined(batch)
+    async def _round_trip(self, runs: list[_Run]) -> list[Any]:
+        """Send runs together. Return an answer or an error for each; raises RedisError if no reply came."""
+        replies = await self._pipelined(runs)
         forgotten = [place for place, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
         if forgotten:
-            again = await self._pipelined([batch[place] for place in forgotten], in_full=True)
+            again = await self._pipelined([runs[place] for place in forgotten], in_full=True)
             for place, reply in zip(forgotten, again, strict=True):
                 replies[place] = reply
         if any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies):
             await self._redis.connection_pool.disconnect()  # the address may lead to another server by now
         return replies
 
-    async def _pipelined(self, batch: list[_Call], *, in_full: bool = False) -> list[Any]:
+    async def _pipelined(self, runs: list[_Run], *, in_full: bool = False) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for call in batch:
+            for run in runs:
                 if in_full:
-                    pipeline.eval(call.script.text, len(call.keys), *call.keys, *call.args)
+                    pipeline.eval(run.script.text, len(run.keys), *run.keys, *run.args)
                 else:
-                    pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+                    pipeline.evalsha(run.script.sha, len(run.keys), *run.keys, *run.args)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             return replies
+
+
+def _runs(batch: list[_Call]) -> list[_Run]:
+    """Put calls together into runs: of those with parts, whatever is one script's."""
+    runs: list[_Run] = []
+    shared: dict[Script, _Run] = {}
+    for call in batch:
+        if call.script in shared and shared[call.script].takes(call):
+            continue
+        run = _Run(call)
+        runs.append(run)
+        if call.parts is not None:
+            shared[call.script] = run
+    return runs
+
+
+def _bytes_of(parts: Sequence[Part]) -> int:
+    return sum(len(value) for part in parts for value in part if isinstance(value, bytes))

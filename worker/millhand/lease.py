@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from millhand.keys import Keys
 from millhand.stream import RedisError, Script, is_stale
@@ -13,6 +13,8 @@ from millhand.verdict import Delivery
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from structlog.typing import FilteringBoundLogger
+
+T = TypeVar("T")
 
 AGAIN_AFTER_S = 0.5  # a beat that failed
 BEATS_PER_LEASE = 3  # so that two may be missed
@@ -25,7 +27,20 @@ class Lease:
         self.delivery = delivery
         self.taken_s = time.monotonic()
         self.lost = False
-        self.work: asyncio.Task[Any] | None = None
+        self._worker: asyncio.Task[Any] | None = None  # while the work can be ended
+        self._interrupted = False
+
+    async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Await the work in this task; None where it has been ended before there was a result."""
+        worker = self._worker = asyncio.current_task()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self._interrupted or worker is None or worker.uncancel():
+                raise  # it is the task that was to end
+            return None
+        finally:
+            self._worker = None
 
     def lose(self) -> None:
         """Somebody else has it: end the work, whose result is of no use."""
@@ -34,8 +49,9 @@ class Lease:
 
     def interrupt(self) -> None:
         """End the work."""
-        if self.work is not None:
-            self.work.cancel()
+        if self._worker is not None and not self._interrupted:
+            self._interrupted = True
+            self._worker.cancel()
 
 
 class Leases:
@@ -71,6 +87,18 @@ class Leases:
         finally:
             if self._held.get(delivery.id) is lease:
                 del self._held[delivery.id]
+
+    @contextmanager
+    def hold_all(self, deliveries: Iterable[Delivery]) -> Iterator[None]:
+        """Keep the leases of many for the length of the block."""
+        leases = {delivery.id: Lease(delivery) for delivery in deliveries}
+        self._held.update(leases)
+        try:
+            yield
+        finally:
+            for entry_id, lease in leases.items():
+                if self._held.get(entry_id) is lease:
+                    del self._held[entry_id]
 
     def interrupt_all(self) -> None:
         """End the work on everything in hand."""

@@ -65,8 +65,13 @@ def configure(log: Log, process: str) -> None:
 
 def logger() -> "FilteringBoundLogger":
     """Return the process's logger."""
-    log: FilteringBoundLogger = structlog.get_logger()
+    log: FilteringBoundLogger = structlog.get_logger().bind()  # each call of one not bound would look its level up
     return log
+
+
+def is_at_debug(log: "FilteringBoundLogger") -> bool:
+    """Whether debug records are written: else what they would say need not be put together for each event."""
+    return log.is_enabled_for(logging.DEBUG)
 
 
 def dropped() -> int:

@@ -1,7 +1,7 @@
 """Carrying a verdict out: the one way by which an event leaves the pending list."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import msgspec
 
 from millhand.courier import Courier
 from millhand.keys import Keys
+from millhand.log import is_at_debug
 from millhand.stream import RedisError, Script, attempts_record
 from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Release, Retry, Skip, Verdict, word_of
 
@@ -30,6 +31,9 @@ class Settled(StrEnum):
     DELETED = "deleted"  # pending, but deleted from the stream
 
 
+SETTLED = {settled.encode(): settled for settled in Settled}
+
+
 class Settler:
     """Sends verdicts; every script it sends is safe to send again."""
 
@@ -38,6 +42,7 @@ class Settler:
         self._keys = keys
         self._courier = courier or Courier(redis)
         self._finish = Script(redis, "finish")
+        self._finish_keys = [keys.input, keys.output, keys.parked, keys.attempts, keys.redrives, keys.totals]
         self._bury = Script(redis, "bury")
         self._park = Script(redis, "park")
         self._release = Script(redis, "release")
@@ -65,13 +70,18 @@ class Settler:
         """Let go of a delivery that nobody holds any more, with one delivery spent if the event was worked on."""
         return await self._let_go(delivery, delivery.count + spent, "handed_back")
 
+    async def finish_all(self, finished: Sequence[tuple[Delivery, Enriched]]) -> list[Settled]:
+        """Write many out at once. Raises RedisError where it is unknown which of them that happened to."""
+        parts = [
+            (delivery.id, enriched.data, enriched.hash, 2 * len(enriched.passed_on), *_flat(enriched.passed_on))
+            for delivery, enriched in finished
+        ]
+        answers = await self._courier.send_parts(self._finish, self._finish_keys, [self._keys.group], parts)
+        return [SETTLED[answer] for answer in answers]
+
     async def _write(self, delivery: Delivery, enriched: Enriched) -> Settled:
-        keys = self._keys
-        return await self._send(
-            self._finish,
-            [keys.input, keys.output, keys.parked, keys.attempts, keys.redrives, keys.totals],
-            [keys.group, delivery.id, enriched.data, enriched.hash, *_flat(enriched.passed_on)],
-        )
+        (settled,) = await self.finish_all([(delivery, enriched)])
+        return settled
 
     async def _write_dead(self, delivery: Delivery, bury: Bury) -> Settled:
         keys = self._keys
@@ -114,7 +124,7 @@ class Settler:
 
     async def _send(self, script: Script, keys: list[str], args: list[Any]) -> Settled:
         answer: bytes = await self._courier.send(script, keys, args)
-        return Settled(answer.decode())
+        return SETTLED[answer]
 
 
 def _held(delivery: Delivery) -> tuple[str, str, int]:
@@ -135,16 +145,17 @@ def deleted(delivery: Delivery) -> Bury:
 async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, log: "FilteringBoundLogger") -> Settled:
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
     pause_s = RESEND_PAUSE_MIN_S
-    labels = delivery.labels()
+    tells_all = is_at_debug(log)
     try:
         while True:
-            log.debug("settle.sent", verdict=word_of(verdict), **labels)
+            if tells_all:
+                log.debug("settle.sent", verdict=word_of(verdict), **delivery.labels())
             try:
                 return await settler.settle(delivery, verdict)
             except RedisError as error:
                 settler.resending[delivery.id] = str(error)
                 say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
-                say("settle.resending", error=str(error), in_s=pause_s, **labels)
+                say("settle.resending", error=str(error), in_s=pause_s, **delivery.labels())
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)
     finally:

@@ -24,6 +24,8 @@ class Stop:
         self._requested = asyncio.Event()
         self._hastened = asyncio.Event()
         self._deadline: float | None = None
+        self._takings = set[asyncio.Timeout]()  # around what ends with the request
+        self._works = set[asyncio.Timeout]()  # around what ends at the deadline
 
     @property
     def requested(self) -> bool:
@@ -36,6 +38,8 @@ class Stop:
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
         self._requested.set()
         self._hastened.set()
+        self._bring_forward(self._takings, 0.0)
+        self._bring_forward(self._works, self.remaining_s())
 
     def remaining_s(self) -> float:
         """Return the seconds until work must end: 0 past the deadline, infinite while nobody asked to stop."""
@@ -55,17 +59,35 @@ class Stop:
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep, but no longer than until a stop is requested. True if it is."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._requested.wait(), seconds)
+        await self.or_result(asyncio.sleep(seconds))
         return self.requested
 
     async def or_result(self, work: Awaitable[T]) -> T | None:
         """Await work, which is cancelled as soon as a stop is requested; None then."""
-        return await _unless(self._requested.wait(), work)
+        return await self._unless_late(work, self._takings, 0.0 if self.requested else None)
 
     async def by_deadline(self, work: Awaitable[T]) -> T | None:
         """Await work, which is cancelled at the deadline; None then."""
-        return await _unless(self.deadline(), work)
+        return await self._unless_late(work, self._works, self.remaining_s() if self.requested else None)
+
+    async def _unless_late(self, work: Awaitable[T], bounds: set[asyncio.Timeout], within_s: float | None) -> T | None:
+        """Await work in this task, under a time limit among these. What can be had without waiting is never late."""
+        bound = asyncio.timeout(within_s)
+        bounds.add(bound)
+        try:
+            async with bound:
+                return await work
+        except TimeoutError:
+            if bound.expired():
+                return None
+            raise
+        finally:
+            bounds.discard(bound)
+
+    def _bring_forward(self, bounds: set[asyncio.Timeout], within_s: float) -> None:
+        for bound in bounds:
+            if not bound.expired():
+                bound.reschedule(asyncio.get_running_loop().time() + within_s)
 
     def listen(self) -> None:
         """Request a stop on SIGTERM. SIGINT and SIGHUP are left to the supervisor: a terminal sends them to all.
@@ -84,18 +106,6 @@ class Stop:
         signal.signal(signal.SIGTERM, terminate)
         for number in (signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
-
-
-async def _unless(ended: Awaitable[object], work: Awaitable[T]) -> T | None:
-    task, end = asyncio.ensure_future(work), asyncio.ensure_future(ended)
-    try:
-        await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        end.cancel()
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        return await task
-    return None
 
 
 def on_stop_signals(raise_flag: Callable[[], None]) -> None:

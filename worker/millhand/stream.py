@@ -1,6 +1,7 @@
 """The input stream: how it is connected to, read, and where a delivery comes from. The X-commands are spelled here."""
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -8,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 import msgspec
+from hiredis import pack_command
 from redis import asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.retry import Retry
@@ -48,15 +50,16 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, connections_max: 
         driver_info=None,  # the client's name is worth neither two commands a connection nor a right to them
     )
     pool: Any = client.connection_pool
-    pool.connection_class = _telling_resets(pool.connection_class)
+    pool.connection_class = _ours(pool.connection_class)
     return client
 
 
 @cache
-def _telling_resets(kind: Any) -> Any:
+def _ours(kind: Any) -> Any:
     """Return a class of connections that calls a reset what it is: uvloop has a RuntimeError for it.
 
-    They share what they need for TLS: read anew for each, certificates would hold up the event loop.
+    They share what they need for TLS: read anew for each, certificates would hold up the event loop. Commands are
+    packed by hiredis, as replies are read by it, six times as fast as by the client itself.
     """
 
     class Connection(kind):  # type: ignore[misc]
@@ -70,6 +73,15 @@ def _telling_resets(kind: Any) -> Any:
                 await super().send_packed_command(*args, **options)
             except RuntimeError as error:
                 raise exceptions.ConnectionError(f"the connection was reset: {error}") from error
+
+        def pack_command(self, *args: Any) -> list[bytes]:
+            name = args[0]
+            if type(name) is not str or " " in name:  # of several words, each of which is an argument
+                return super().pack_command(*args)  # type: ignore[no-any-return]
+            try:
+                return [pack_command(args)]
+            except TypeError:
+                return super().pack_command(*args)  # type: ignore[no-any-return] # which says what is wrong with it
 
     return Connection
 
@@ -127,12 +139,12 @@ class Stream:
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
         self._take_due = Script(self._reader, "take_due")
-        self._next_due_ms = -1
+        self._due_look_s = -math.inf
         self._clock_ms, self._clock_read_at = 0, time.monotonic()
 
     async def read(self, count: int) -> list[Delivery]:
-        """Return up to `count` new entries, after waiting for the first until something parked falls due."""
-        block_ms = BLOCK_MS if self._next_due_ms < 0 else min(BLOCK_MS, max(1, self._next_due_ms))
+        """Return up to `count` new entries, after waiting for the first until it is time to look for what is due."""
+        block_ms = max(1, min(BLOCK_MS, round((self._due_look_s - time.monotonic()) * 1000)))
         reply = await self._reader.execute_command(  # type: ignore[no-untyped-call]
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
@@ -143,12 +155,22 @@ class Stream:
     async def take_due(self, count: int) -> list[Delivery]:
         """Return up to `count` parked entries that are due. Raises OutOfMemoryError where Redis is full."""
         keys = self._keys
-        self._next_due_ms, self._clock_ms, taken = await self._take_due(
+        next_due_ms, self._clock_ms, taken = await self._take_due(
             keys=[keys.input, keys.parked, keys.attempts],
             args=[keys.group, self._consumer, count, self._deliveries_max],
         )
         self._clock_read_at = time.monotonic()
+        wait_ms = BLOCK_MS if next_due_ms < 0 else min(BLOCK_MS, next_due_ms)
+        self._due_look_s = self._clock_read_at + wait_ms / 1000
         return [_due(*entry) for entry in taken]
+
+    def may_take_due(self) -> bool:
+        """Whether it is time to look for what is due: something is, or may have been parked by somebody meanwhile."""
+        return time.monotonic() >= self._due_look_s
+
+    def expect_due(self, in_s: float) -> None:
+        """Look for what is due after so many seconds at the latest: something has been parked for so long."""
+        self._due_look_s = min(self._due_look_s, time.monotonic() + in_s)
 
     def is_suspect(self, delivery: Delivery) -> bool:
         """Whether a delivery came back from workers that died and has its last chance. It is given out alone."""

@@ -21,7 +21,7 @@ from millhand.gate import Gate
 from millhand.histogram import Histogram
 from millhand.keys import Keys
 from millhand.lease import Leases
-from millhand.log import logger
+from millhand.log import is_at_debug, logger
 from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
 from millhand.process import run_child
@@ -44,6 +44,7 @@ from millhand.verdict import (
     Outcome,
     Policy,
     Repeated,
+    Retry,
     Verdict,
     judge,
     tell,
@@ -81,6 +82,7 @@ class Worker:
         self._consumer = consumer
         self._stop = stop
         self._log = log
+        self._tells_all = is_at_debug(log)
         delivery = config.delivery
         self._policy = Policy(
             delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
@@ -98,7 +100,9 @@ class Worker:
         self._caller = Caller(self._model, self._gate, questions.prompt(PROBE_TEXT), log)
         answers = Answers(courier, keys, config, questions, log)
         self._asker = Asker(config, questions, self._caller, answers, self._stream.age_s)
-        self._slots = asyncio.Semaphore(config.model.concurrency)
+        self._slots = config.model.concurrency  # that are free
+        self._slot_free = asyncio.Event()
+        self._slot_free.set()
         self._walks: set[asyncio.Task[None]] = set()
         self._settled: Counter[str] = Counter()
         self._ages = Histogram()  # of events, from their being added to their being settled for good
@@ -120,13 +124,12 @@ class Worker:
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
         while not self._stop.requested:
             await self._stop.or_result(self._resumed.wait())
-            free = await self._free_slots()
-            places = await self._places(free) if free and self._resumed.is_set() else 0
+            await self._stop.or_result(self._slot_free.wait())
+            places = await self._places(self._slots) if self._slots and self._resumed.is_set() else 0
             self._taking = places > 0 and self._resumed.is_set()
             calls = self._calls(await self._next(places)) if self._taking else []
             await self._take_up(calls, self._gate.take(len(calls)))
             self._taking = False
-            self._free(free - len(calls))
         await self._drain()
         renewing.cancel()
         holding.cancel()
@@ -197,16 +200,6 @@ class Worker:
 
     # -- read -------------------------------------------------------------------------------------------------------
 
-    async def _free_slots(self) -> int:
-        """Wait for a free slot, and take all that are free. 0 if a stop comes first."""
-        if not await self._stop.or_result(self._slots.acquire()):
-            return 0
-        free = 1
-        while not self._slots.locked():
-            await self._slots.acquire()
-            free += 1
-        return free
-
     async def _places(self, count: int) -> int:
         """Wait until the model may be asked; return for how many calls, of so many."""
         try:
@@ -215,16 +208,12 @@ class Worker:
             await self._wait_for_redis(error)
             return 0
 
-    def _free(self, count: int) -> None:
-        for _ in range(count):
-            self._slots.release()
-
     async def _next(self, count: int) -> list[Delivery]:
-        """Return deliveries for up to `count` calls: by turns what is due and what is new, so that neither starves.
+        """Return deliveries for up to `count` calls: by turns what is due, if so, and what is new: neither starves.
 
         After an error it begins with what is due, because that is refused where Redis is full, and reading is not.
         """
-        self._due_turn = not self._due_turn or self._redis_away is not None
+        self._due_turn = (not self._due_turn and self._stream.may_take_due()) or self._redis_away is not None
         try:
             each = self._config.model.events_per_call
             reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each)
@@ -259,7 +248,7 @@ class Worker:
         So if it kills this worker too, nothing else was in hand that could be buried for it.
         """
         deliveries = [delivery for call in calls for delivery in call]
-        for delivery in deliveries:
+        for delivery in deliveries if self._tells_all else ():
             self._log.debug("event.delivered", attempts=delivery.attempts, **delivery.labels())
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
@@ -281,12 +270,16 @@ class Worker:
     def _start(self, deliveries: list[Delivery], permit: Permit) -> None:
         """Start on what shares a call, and a slot until the last of it has ended."""
         walks = dict[asyncio.Task[None], Delivery]()
+        self._slots -= 1
+        if not self._slots:
+            self._slot_free.clear()
 
         def ended(walk: asyncio.Task[None]) -> None:
             self._ended(walk, walks.pop(walk))
             if not walks:
                 self._gate.give_back([permit])
-                self._free(1)
+                self._slots += 1
+                self._slot_free.set()
 
         party = self._asker.party(len(deliveries), permit) if len(deliveries) > 1 else None
         for delivery in deliveries:
@@ -304,15 +297,14 @@ class Worker:
     async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None) -> None:
         """Take one delivery from its fields to its verdict."""
         with self._leases.hold(delivery) as lease:
-            lease.work = asyncio.create_task(self._attempt(delivery, permit, party))
             try:
-                outcome = await lease.work
-            except asyncio.CancelledError:
-                if lease.lost or not lease.work.cancelled():
-                    return
-                outcome = Interrupted()
+                outcome = await lease.unless_interrupted(self._attempt(delivery, permit, party))
             finally:
                 self._gate.give_back([permit])
+            if outcome is None:
+                if lease.lost:
+                    return
+                outcome = Interrupted()
             verdict = judge(delivery, outcome, self._policy, random.random())  # noqa: S311 - jitter, no secret
             settled = await settle_surely(self._settler, delivery, verdict, self._log)
         self._tell(delivery, verdict, settled)
@@ -356,6 +348,8 @@ class Worker:
 
     def _tell(self, delivery: Delivery, verdict: Verdict, settled: Settled) -> None:
         word = word_of(verdict)
+        if isinstance(verdict, Retry):
+            self._stream.expect_due(verdict.delay_s)
         if settled is Settled.OK and isinstance(verdict, Done | Bury):
             age_s = self._stream.age_s(delivery)
             if AGES_S[0] < age_s < AGES_S[1]:
@@ -363,6 +357,8 @@ class Worker:
         self._settled[word if settled is Settled.OK else settled.value] += 1
         say = self._log.warning if isinstance(verdict, Bury) else self._log.info
         if isinstance(verdict, Done) and settled is Settled.OK:
+            if not self._tells_all:
+                return
             say = self._log.debug
         say("event.settled", verdict=word, settled=settled.value, **delivery.labels(), **tell(verdict))
 

@@ -59,9 +59,9 @@ def _add_then_acknowledge() -> None:
 
 
 def _acknowledge_first() -> None:
-    add = "redis.call('XADD', output, '*', 'data', ARGV[3], 'src', id, 'hash', ARGV[4], unpack(ARGV, 5))\n"
-    acknowledge = "redis.call('XACK', key, group, id)\n"
-    _edit("finish", (add + acknowledge, acknowledge + add))
+    add = "    local added = redis.pcall('XADD',"
+    acknowledge = "      redis.call('XACK', key, group, id)\n"
+    _edit("finish", (acknowledge, ""), (add, acknowledge + add))
 
 
 def _repeat_every_command() -> None:

@@ -18,7 +18,8 @@
 -- gate   tat: when the bucket will be full again less its burst, in us (GCRA: ATM Forum TM 4.0, 1996, and its use with
 --        reservations). queued_until: calls wait for a permit, and go before what is not yet read. pause_until, pause_ms.
 --        open, kind, says, probe_at, probe_ms, prober, prober_until: the breaker. strikes, throttled_since. slow: calls
---        at once while the model is tried again. limit, generation, and what leave counts.
+--        at once while the model is tried again. limit, generation, and what leave counts. wanting: calls in hand or
+--        unread events want more permits than there are.
 -- permits  id -> when it expires in ms, and `@opened` -> less the time from which new ones may be given out
 --
 -- A reader gets half of the permits that are free, so that one that waits for events leaves some to the others.
@@ -36,13 +37,20 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
 
+local FIELDS = {'pause_until', 'pause_ms', 'tat', 'limit', 'generation', 'says', 'open', 'prober_until', 'probe_at',
+  'probe_ms', 'slow', 'queued_until', 'wanting'}
+local known = {}
+for place, value in ipairs(redis.call('HMGET', gate, unpack(FIELDS))) do
+  known[FIELDS[place]] = value
+end
+
 local function number(field)
-  return tonumber(redis.call('HGET', gate, field) or 0)
+  return tonumber(known[field] or 0)
 end
 
 local function refuse(wait_ms, why, spread_ms)
   redis.call('ZREM', permits, unpack(ids))
-  return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, redis.call('HGET', gate, 'says') or ''}
+  return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, known.says or ''}
 end
 
 local function events_are_in_hand()
@@ -53,6 +61,32 @@ local function events_are_in_hand()
     end
   end
   return false
+end
+
+local function events_are_unread()
+  for _, row in ipairs(redis.pcall('XINFO', 'GROUPS', input)) do
+    local about = {}
+    for place = 1, #row, 2 do
+      about[row[place]] = row[place + 1]
+    end
+    if about.name == group then
+      return #redis.call('XRANGE', input, '(' .. about['last-delivered-id'], '+', 'COUNT', 1) > 0
+    end
+  end
+  return false
+end
+
+-- tell `leave` whether it is the limit that holds calls back
+local function note_short(is_short)
+  if at_once ~= 'auto' then
+    return
+  end
+  local wanting = is_short and (how == 'call' or events_are_unread())
+  if wanting and not known.wanting then
+    redis.call('HSET', gate, 'wanting', 1)
+  elseif known.wanting and not wanting then
+    redis.call('HDEL', gate, 'wanting')
+  end
 end
 
 local opened = redis.call('ZSCORE', permits, '@opened')
@@ -74,7 +108,7 @@ end
 
 -- the token: `tat` moves on by one interval a call; a call may begin `burst - 1` intervals before it
 local tolerance = (burst - 1) * interval
-local tat = tonumber(redis.call('HGET', gate, 'tat') or now_us + tolerance)
+local tat = tonumber(known.tat or now_us + tolerance)
 if tat - tolerance > now_us + RESERVED_US_MAX + interval then
   tat = now_us + tolerance
 end
@@ -85,10 +119,10 @@ local function take_token()
   end
 end
 
-local limit = at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or untried) or tonumber(at_once)
+local limit = at_once == 'auto' and tonumber(known.limit or untried) or tonumber(at_once)
 local in_use = redis.call('ZCARD', permits) - 1
 
-if redis.call('HEXISTS', gate, 'open') == 1 then
+if known.open then
   local prober_left, probe_in = number('prober_until') - now, number('probe_at') - now
   if prober_left > 0 and prober_left <= hold_ms then
     return refuse(math.min(prober_left, OPEN_POLL_MS), 'open')
@@ -102,14 +136,14 @@ if redis.call('HEXISTS', gate, 'open') == 1 then
   take_token()
   redis.call('HSET', gate, 'prober', ids[1], 'prober_until', now + hold_ms)
   redis.call('ZADD', permits, now + hold_ms, ids[1])
-  return {0, 0, 'probe', number('generation'), 0, redis.call('HGET', gate, 'says') or ''}
+  return {0, 0, 'probe', number('generation'), 0, known.says or ''}
 end
 
 if how == 'look' then
   return {1, 0, '', number('generation'), 0, ''}
 end
 
-local slow = tonumber(redis.call('HGET', gate, 'slow') or limit)
+local slow = tonumber(known.slow or limit)
 local free = opened > now and 0 or math.min(limit, slow) - in_use
 if how == 'call' and redis.call('ZSCORE', permits, ids[1]) then
   free = 1
@@ -119,6 +153,7 @@ if how == 'places' and queued > 0 and queued <= QUEUED_MS then
   free = 0
 end
 if free < 1 then
+  note_short(true)
   if how == 'call' then
     redis.call('HSET', gate, 'queued_until', now + QUEUED_MS)
   end
@@ -128,6 +163,7 @@ end
 local granted = 1
 if how == 'places' then
   granted = math.min(math.ceil(math.floor(free) / 2), #ids)
+  note_short(granted < #ids)
   if interval > 0 then
     granted = math.min(granted, math.floor((now_us + AHEAD_US + tolerance - math.max(tat, now_us)) / interval) + 1)
     if granted < 1 then
@@ -141,7 +177,9 @@ else
   end
   take_token()
 end
+local held = {}
 for place = 1, granted do
-  redis.call('ZADD', permits, now + hold_ms + math.ceil(token_wait / 1000), ids[place])
+  held[2 * place - 1], held[2 * place] = now + hold_ms + math.ceil(token_wait / 1000), ids[place]
 end
+redis.call('ZADD', permits, unpack(held))
 return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, ''}

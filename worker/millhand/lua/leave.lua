@@ -13,12 +13,17 @@
 --         first probe, generation}
 --
 -- The limit follows the number of calls that wait inside the model (L. S. Brakmo, L. L. Peterson, "TCP Vegas", 1995, with
--- the queue measured by the model itself instead of inferred from round trips): one more while less than half a call
--- waits, as many less as wait too many, three quarters after a refusal or a time-out. Each step is judged by calls that
--- began after it, and only where the limit was what held calls back.
+-- the queue measured by the model itself instead of inferred from round trips): more while fewer than a tenth of the limit
+-- wait, or half a call, as many less as wait too many, three quarters after a refusal or a time-out. Those that wait keep
+-- the model at work while what it has answered is settled and the next is read, which comes in batches. It grows only where it is what holds calls
+-- back (as a congestion window does: RFC 7661), which admit tells by `wanting`; so it ends a little above what the
+-- workers together would take. Each step is judged by calls that began after it.
+-- What is measured: calls, `queue_us` in the model's queue, `busy_us` in which calls were under way, and of that
+-- `wanting_us`; an idle hour between two bursts counts for nothing.
 -- A call that began before the gate was last shut says nothing of how the model does since: `generation` and `shut` tell.
 -- Sent again after a lost reply it counts the calls once more: a strike too many is one failed probe's wait.
-local FIELDS, AUTO_MAX, QUEUE_LOW, QUEUE_HIGH, BUSY_SHARE, CUT = 7, 1024, 0.5, 1.5, 0.75, 0.75
+-- What is known of the gate is read once and written once, however many calls there are to tell of.
+local FIELDS, AUTO_MAX, CUT, WANTING_SHARE, QUEUE_MIN, QUEUE_SHARE = 7, 1024, 0.75, 0.5, 0.5, 0.1
 local CALLS_MIN = 8
 local gate, permits = KEYS[1], KEYS[2]
 local at_once, untried, strikes_max, throttled_max_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -28,39 +33,95 @@ local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
 local came_about, wait_ms = '', 0
 
+-- what is known
+
+local known, changed = {}, {}
+local pairs_known = redis.call('HGETALL', gate)
+for place = 1, #pairs_known, 2 do
+  known[pairs_known[place]] = pairs_known[place + 1]
+end
+
 local function number(field)
-  return tonumber(redis.call('HGET', gate, field) or 0)
+  return tonumber(known[field] or 0)
+end
+
+local function set(field, value)
+  known[field], changed[field] = value, true
+end
+
+local function add(field, value)
+  set(field, number(field) + value)
+  return known[field]
+end
+
+local function drop(...)
+  local dropped = false
+  for _, field in ipairs({...}) do
+    if known[field] then
+      set(field, nil)
+      dropped = true
+    end
+  end
+  return dropped
+end
+
+local function write()
+  local to_set, to_drop = {}, {}
+  for field in pairs(changed) do
+    if known[field] then
+      table.insert(to_set, field)
+      table.insert(to_set, known[field])
+    else
+      table.insert(to_drop, field)
+    end
+  end
+  if #to_set > 0 then
+    redis.call('HSET', gate, unpack(to_set))
+  end
+  if #to_drop > 0 then
+    redis.call('HDEL', gate, unpack(to_drop))
+  end
 end
 
 local function limit()
-  return at_once == 'auto' and tonumber(redis.call('HGET', gate, 'limit') or untried) or tonumber(at_once)
-end
-
-local function is_open()
-  return redis.call('HEXISTS', gate, 'open') == 1
+  return at_once == 'auto' and tonumber(known.limit or untried) or tonumber(at_once)
 end
 
 -- the breaker
 
+local measured = {calls = 0, queue_us = 0, longest_us = 0}
+
 local function begin_measuring()
-  redis.call('HSET', gate, 'counted', 0, 'wall_us', 0, 'queue_us', 0, 'since_us', now_us)
-  return redis.call('HINCRBY', gate, 'generation', 1)
+  measured = {calls = 0, queue_us = 0, longest_us = 0}
+  set('counted', 0)
+  set('queue_us', 0)
+  set('busy_us', 0)
+  set('wanting_us', 0)
+end
+
+local function begin_generation()
+  begin_measuring()
+  return add('generation', 1)
 end
 
 local function open(kind, says, asked_ms)
-  local again = is_open()
+  local again = known.open
   local probe_ms = again and math.min(2 * number('probe_ms'), longest_ms) or first_ms
   probe_ms = math.max(probe_ms, asked_ms)
-  redis.call('HSET', gate, 'kind', kind, 'says', says, 'probe_ms', probe_ms, 'probe_at', now + probe_ms)
+  set('kind', kind)
+  set('says', says)
+  set('probe_ms', probe_ms)
+  set('probe_at', now + probe_ms)
   if not again then
-    redis.call('HSET', gate, 'open', now, 'shut', begin_measuring())
+    set('open', now)
+    set('shut', begin_generation())
     came_about, wait_ms = 'open', probe_ms
   end
 end
 
 local function close()
-  redis.call('HDEL', gate, 'open', 'kind', 'says', 'probe_ms', 'probe_at')
-  redis.call('HSET', gate, 'slow', 1)
+  drop('open', 'kind', 'says', 'probe_ms', 'probe_at')
+  set('slow', 1)
   came_about = 'closed'
 end
 
@@ -68,7 +129,7 @@ local function pause(is_prober, asked_ms, says)
   local since = number('throttled_since')
   if since == 0 or since > now then
     since = now
-    redis.call('HSET', gate, 'throttled_since', since)
+    set('throttled_since', since)
   end
   local left, before = number('pause_until') - now, number('pause_ms')
   local length = asked_ms
@@ -77,16 +138,19 @@ local function pause(is_prober, asked_ms, says)
       return
     end
     length = math.min(math.max(2 * number('unasked_ms'), first_ms), longest_ms)
-    redis.call('HSET', gate, 'unasked_ms', length)
+    set('unasked_ms', length)
   end
-  if is_open() and not is_prober then
+  if known.open and not is_prober then
     return
   end
   if is_prober or now - since >= throttled_max_ms then
     open('throttled', says, length)
   elseif length > left then
-    redis.call('HSET', gate, 'pause_until', now + length, 'pause_ms', length, 'says', says, 'slow', 1,
-      'shut', begin_measuring())
+    set('pause_until', now + length)
+    set('pause_ms', length)
+    set('says', says)
+    set('slow', 1)
+    set('shut', begin_generation())
     came_about, wait_ms = 'paused', length
   end
 end
@@ -94,8 +158,9 @@ end
 -- the limit
 
 local function set_limit(value, doubling)
-  redis.call('HSET', gate, 'limit', math.max(1, math.min(value, AUTO_MAX)), 'doubling', doubling)
-  begin_measuring()
+  set('limit', math.max(1, math.min(value, AUTO_MAX)))
+  set('doubling', doubling)
+  begin_generation()
 end
 
 local function cut(generation)
@@ -105,86 +170,104 @@ local function cut(generation)
 end
 
 local function measure(wall_us, queue_us, generation)
-  if at_once ~= 'auto' or generation ~= number('generation') then
-    return
+  if at_once == 'auto' and generation == number('generation') then
+    measured.calls = measured.calls + 1
+    measured.queue_us = measured.queue_us + queue_us
+    measured.longest_us = math.max(measured.longest_us, wall_us)
   end
-  local counted = redis.call('HINCRBY', gate, 'counted', 1)
-  local wall = redis.call('HINCRBY', gate, 'wall_us', wall_us)
-  local queue = redis.call('HINCRBY', gate, 'queue_us', queue_us)
+end
+
+local function step()
+  local busy_us = now_us - number('left_us')
+  if busy_us < 0 or busy_us > measured.longest_us then
+    busy_us = measured.longest_us
+  end
+  set('left_us', now_us)
+  add('counted', measured.calls)
+  add('queue_us', measured.queue_us)
+  add('busy_us', busy_us)
+  add('wanting_us', known.wanting and busy_us or 0)
   local now_limit = limit()
-  if counted < math.max(CALLS_MIN, 2 * now_limit) then
+  if number('counted') < math.max(CALLS_MIN, 2 * now_limit) then
     return
   end
-  local busy = wall / math.max(1, now_us - number('since_us'))
-  local waiting = busy * queue / math.max(1, wall)
-  local doubling = redis.call('HGET', gate, 'doubling') ~= '0'
-  if waiting > QUEUE_HIGH then
-    set_limit(math.floor(now_limit - waiting + 1), 0)
-  elseif waiting < QUEUE_LOW and busy >= BUSY_SHARE * now_limit then
+  local waiting = number('queue_us') / math.max(1, number('busy_us'))
+  local enough = math.max(QUEUE_MIN, QUEUE_SHARE * now_limit)
+  if waiting > enough + math.max(1, enough) then
+    set_limit(math.floor(now_limit - waiting + enough + 0.5), 0)
+  elseif waiting < enough and number('wanting_us') >= WANTING_SHARE * number('busy_us') then
+    local doubling = tostring(known.doubling) ~= '0'
     set_limit(doubling and 2 * now_limit or now_limit + 1, doubling and 1 or 0)
   else
-    redis.call('HSET', gate, 'counted', 0, 'wall_us', 0, 'queue_us', 0, 'since_us', now_us)
+    begin_measuring()
   end
 end
 
 -- the calls
 
 local function ok(is_prober, wall_us, queue_us, generation)
-  local shut = is_open() or number('pause_until') > now
-  redis.call('HDEL', gate, 'strikes')
+  local shut = known.open or number('pause_until') > now
+  drop('strikes')
   if not shut then
-    if redis.call('HDEL', gate, 'throttled_since') == 1 and came_about == '' then
+    if drop('throttled_since') and came_about == '' then
       came_about = 'resumed'
     end
-    redis.call('HDEL', gate, 'unasked_ms')
+    drop('unasked_ms')
   end
   local slow = number('slow')
   if slow > 0 and not shut and generation == number('generation') then
     if 2 * slow >= limit() then
-      redis.call('HDEL', gate, 'slow')
+      drop('slow')
     else
-      redis.call('HSET', gate, 'slow', 2 * slow)
+      set('slow', 2 * slow)
     end
   end
   if is_prober then
     close()
-    redis.call('HDEL', gate, 'throttled_since', 'unasked_ms')
+    drop('throttled_since', 'unasked_ms')
   else
     measure(wall_us, queue_us, generation)
   end
 end
 
 local function strike(is_prober, says)
-  local strikes = redis.call('HINCRBY', gate, 'strikes', 1)
-  if is_prober or (not is_open() and strikes >= strikes_max) then
+  local strikes = add('strikes', 1)
+  if is_prober or (not known.open and strikes >= strikes_max) then
     open('away', says, 0)
   end
 end
 
+local ids = {}
 for place = 7, #ARGV, FIELDS do
   local id, ended, wall_us, queue_us, generation, asked_ms, says = unpack(ARGV, place, place + FIELDS - 1)
-  local is_prober = redis.call('HGET', gate, 'prober') == id
-  redis.call('ZREM', permits, id)
+  local is_prober = known.prober == id
+  generation = tonumber(generation)
+  table.insert(ids, id)
   if is_prober then
-    redis.call('HDEL', gate, 'prober', 'prober_until')
+    drop('prober', 'prober_until')
   end
   if ended ~= 'unused' and ended ~= 'void' then
-    redis.call('HINCRBY', gate, 'calls:' .. ended, 1)
+    add('calls:' .. ended, 1)
   end
-  local is_stale = not is_prober and tonumber(generation) < number('shut')
+  local is_stale = not is_prober and generation < number('shut')
   if ended == 'ok' then
-    ok(is_prober, wall_us, queue_us, tonumber(generation))
+    ok(is_prober, tonumber(wall_us), tonumber(queue_us), generation)
   elseif ended == 'strike' and not is_stale then
     strike(is_prober, says)
   elseif ended == 'late' and not is_stale then
-    cut(tonumber(generation))
+    cut(generation)
     strike(is_prober, says)
   elseif ended == 'busy' and not is_stale then
-    cut(tonumber(generation))
+    cut(generation)
     pause(is_prober, tonumber(asked_ms), says)
-  elseif ended == 'refused' and (is_prober or not is_open()) then
+  elseif ended == 'refused' and (is_prober or not known.open) then
     open('misconfigured', says, 0)
   end
 end
-local state = is_open() and 'open' or number('pause_until') > now and 'paused' or 'closed'
+if measured.calls > 0 then
+  step()
+end
+redis.call('ZREM', permits, unpack(ids))
+write()
+local state = known.open and 'open' or number('pause_until') > now and 'paused' or 'closed'
 return {state, came_about, wait_ms, number('generation')}

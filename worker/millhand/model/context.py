@@ -42,6 +42,11 @@ class Fitted(msgspec.Struct, frozen=True):
     cuts: int = 0
 
     @property
+    def prompt_bytes(self) -> int:
+        """How long the instructions and the text are together, in UTF-8."""
+        return _bytes(self.instructions) + _bytes(self.text)
+
+    @property
     def mark(self) -> dict[str, Any]:
         """What `meta` says of it: nothing, if it is whole."""
         return {"truncated": {"chars": len(self.text), "of": self.whole_chars}} if self.cuts else {}
@@ -66,10 +71,9 @@ class ContextGuard:
         Where it surely does not: raises TooLong, or cuts, as the policy says.
         """
         whole = Fitted(text, instructions, len(text))
-        least = self.tokens_least(instructions + text)
-        if least < self._model.num_ctx:
+        if not self._surely_has(self._model.num_ctx, whole):
             return whole
-        likely = max(least, self.tokens_likely(instructions + text))
+        likely = max(self.tokens_least(instructions + text), self.tokens_likely(instructions + text))
         error = TooLong(too_long_detail(f"about {likely}", self._model))
         return self._cut(whole, self._bytes_likely(whole, self._model.num_ctx, self._density), error)
 
@@ -79,7 +83,7 @@ class ContextGuard:
         The server's own count of the tokens says where to cut, or else the mean of those seen; each further cut takes
         a third at the least.
         """
-        text_bytes, prompt_bytes = _bytes(fitted.text), _bytes(fitted.instructions + fitted.text)
+        text_bytes, prompt_bytes = _bytes(fitted.text), fitted.prompt_bytes
         if error.tokens:
             self._learn(prompt_bytes, error.tokens)
         density = error.tokens / prompt_bytes if error.tokens else self._density
@@ -92,14 +96,14 @@ class ContextGuard:
 
         It has then loaded the model with a smaller context than was asked for, and cut the prompt without a word.
         """
-        prompt = fitted.instructions + fitted.text
-        if CONTEXT_TOKENS_MIN <= answer.tokens_in < self.tokens_least(prompt):
-            detail = f"the server has read {answer.tokens_in} tokens of them only"
+        if answer.tokens_in >= CONTEXT_TOKENS_MIN and self._surely_has(answer.tokens_in + 1, fitted):
+            likely = self.tokens_likely(fitted.instructions + fitted.text)
             raise TooLong(
-                f"{too_long_detail(f'about {self.tokens_likely(prompt)}', self._model)}; {detail}",
+                f"{too_long_detail(f'about {likely}', self._model)}; "
+                f"the server has read {answer.tokens_in} tokens of them only",
                 room=answer.tokens_in,
             )
-        self._learn(_bytes(prompt), answer.tokens_in)
+        self._learn(fitted.prompt_bytes, answer.tokens_in)
 
     def tokens_likely(self, prompt: str) -> int:
         """Return how many tokens a prompt makes, as a mean of those seen."""
@@ -107,13 +111,21 @@ class ContextGuard:
 
     def tokens_least(self, prompt: str) -> int:
         """Return how many tokens a prompt makes at the very least."""
-        density = TOKENS_PER_BYTE_LEAST
-        if self._samples >= SAMPLES_MIN:
-            density = LEARNED_SHARE * self._density_least
-        least = int(_bytes(prompt) * density)
+        least = int(_bytes(prompt) * self._density_sure)
         if least < CONTEXT_TOKENS_MIN:  # too little to matter
             return least
-        return int(_bytes(RUN.sub(lambda run: run[0][:8], prompt)) * density)
+        return int(_bytes(RUN.sub(lambda run: run[0][:8], prompt)) * self._density_sure)
+
+    def _surely_has(self, tokens: int, fitted: Fitted) -> bool:
+        """Whether its prompt makes so many tokens at the very least. Nearly always the bytes alone deny it."""
+        if fitted.prompt_bytes * self._density_sure < tokens:
+            return False
+        return self.tokens_least(fitted.instructions + fitted.text) >= tokens
+
+    @property
+    def _density_sure(self) -> float:
+        """Tokens per byte that any prompt has, but for its runs of one character."""
+        return LEARNED_SHARE * self._density_least if self._samples >= SAMPLES_MIN else TOKENS_PER_BYTE_LEAST
 
     def _learn(self, prompt_bytes: int, tokens: int) -> None:
         if tokens <= 0 or not prompt_bytes:
@@ -192,7 +204,7 @@ def _is_flag_half(char: str) -> bool:
 
 
 def _bytes(text: str) -> int:
-    return len(text.encode())
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _number(found: re.Match[str] | None) -> int | None:

@@ -5,11 +5,12 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import httpx
 import msgspec
 
+from millhand import __version__
 from millhand.address import model_authorization
 from millhand.config import Model
 from millhand.errors import BadAnswer, Malformed, ModelAway, Reasoned, clip
@@ -17,12 +18,14 @@ from millhand.model.answer import Answer
 from millhand.model.context import tokens_told, too_long_detail
 from millhand.model.failures import Seen, failure, seen_in
 from millhand.model.reply import answer_in
+from millhand.model.request import Requests
 from millhand.model.retry_after import retry_after_s
+from millhand.model.wire import Wire
 from millhand.tasks.task import Prompt
 
 CONNECT_TIMEOUT_S = 5.0
 LISTING_TIMEOUT_S = 10.0
-RETRY_TEMPERATURE_STEP = 0.2  # a repeated question at temperature 0 would get the same useless answer
+USER_AGENT = f"millhand/{__version__}"
 SAID_CHARS_MAX = 250  # of the server's own words, so that ours stand beside them in the detail
 
 
@@ -38,19 +41,19 @@ class _Tags(msgspec.Struct):
 class OllamaModel:
     """One model at one Ollama server. Create it inside the process and event loop that use it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._model = model
-        self._client = httpx.AsyncClient(
-            base_url=model.url,
-            trust_env=False,  # a proxy from the environment would see every event
-            follow_redirects=False,
-            headers={
-                "Accept-Encoding": "identity",  # so that the byte cap counts what is decoded
-                **model_authorization(model),
-            },
-            timeout=httpx.Timeout(model.timeout_s, connect=min(CONNECT_TIMEOUT_S, model.timeout_s)),
-            limits=httpx.Limits(max_connections=model.concurrency + 2, max_keepalive_connections=model.concurrency + 2),
-        )
+        url = httpx.URL(model.url)
+        self._transport = transport or Wire(url, model.concurrency + 2, min(CONNECT_TIMEOUT_S, model.timeout_s))
+        base = url.raw_path.rstrip(b"/")
+        self._chat_url, self._tags_url = (url.copy_with(raw_path=base + path) for path in (b"/api/chat", b"/api/tags"))
+        headers = {
+            "Accept-Encoding": "identity",  # so that the byte cap counts what is decoded
+            "User-Agent": USER_AGENT,
+            **model_authorization(model),
+        }
+        self._headers = httpx.Request("GET", url, headers=headers).headers.raw  # with the host
+        self._requests = Requests(model)
 
     async def generate(self, prompt: Prompt, attempt: int = 1) -> Answer:
         """Ask once, within `timeout_s` in all.
@@ -59,7 +62,7 @@ class OllamaModel:
         its length), BadAnswer if the answer is incomplete, broken, too long or too late.
         """
         started = time.monotonic()
-        status, headers, body = await self._exchange("POST", "/api/chat", self._request(prompt, attempt))
+        status, headers, body = await self._ask("POST", self._chat_url, self._requests.body(prompt, attempt))
         if status != httpx.codes.OK:
             raise self._refusal(status, headers, body)
         return answer_in(body, self._model, time.monotonic() - started)
@@ -86,7 +89,7 @@ class OllamaModel:
         """
         try:
             async with asyncio.timeout(LISTING_TIMEOUT_S):
-                status, headers, body = await self._exchange("GET", "/api/tags", None)
+                status, headers, body = await self._ask("GET", self._tags_url)
             if status != httpx.codes.OK:
                 raise self._refusal(status, headers, body)
             tags = msgspec.json.decode(body, type=_Tags)
@@ -107,55 +110,37 @@ class OllamaModel:
 
     async def close(self) -> None:
         """Close all connections; what is being generated is cancelled by it."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
-    def _request(self, prompt: Prompt, attempt: int) -> bytes:
-        model = self._model
-        request: dict[str, Any] = {
-            "model": model.name,
-            "messages": prompt.messages,
-            "format": prompt.schema,
-            "stream": False,
-            "truncate": False,  # true: a long prompt loses its beginning without a word
-            "shift": False,
-            "options": {
-                "num_ctx": model.num_ctx,
-                "num_predict": model.num_predict,  # a grammar can loop to the end of the context
-                "temperature": model.temperature + RETRY_TEMPERATURE_STEP * (attempt - 1),
-                "seed": model.seed + attempt - 1,
-            },
-        }
-        if model.keep_alive:
-            request["keep_alive"] = model.keep_alive
-        return msgspec.json.encode(request)
-
-    async def _exchange(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx.Headers, bytes]:
+    async def _ask(self, method: str, url: httpx.URL, content: bytes = b"") -> tuple[int, httpx.Headers, bytes]:
         """Send a request and read the whole reply, bounded in time and bytes."""
+        headers = [*self._headers, (b"Content-Length", b"%d" % len(content))] if content else self._headers
+        request = httpx.Request(method, url, headers=headers, stream=httpx.ByteStream(content))
         try:
-            async with (
-                asyncio.timeout(self._model.timeout_s),
-                self._client.stream(method, path, content=content) as reply,
-            ):
+            async with asyncio.timeout(self._model.timeout_s):
+                reply = await self._transport.handle_async_request(request)
                 return reply.status_code, reply.headers, await self._body(reply)
-        except (TimeoutError, httpx.TransportError, RuntimeError, AttributeError) as error:
-            # the last two are what the libraries below httpx make of a connection that is reset while they look at it
+        except (TimeoutError, httpx.TransportError) as error:
             seen = _seen(error)
             if seen is Seen.TIMEOUT:
                 raise failure(seen, f"no complete answer within {self._model.timeout_s:g} s") from error
             raise failure(seen, f"{self._model.url}: {clip(str(error), SAID_CHARS_MAX) or seen}") from error
 
     async def _body(self, reply: httpx.Response) -> bytes:
-        encoding = reply.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise failure(Seen.ENCODED, f"the reply is encoded as {clip(encoding, 40)}, which was not asked for")
+        stream = cast("httpx.AsyncByteStream", reply.stream)
         body = bytearray()
         try:
-            async for chunk in reply.aiter_raw():
+            encoding = reply.headers.get("content-encoding", "identity")
+            if encoding != "identity":
+                raise failure(Seen.ENCODED, f"the reply is encoded as {clip(encoding, 40)}, which was not asked for")
+            async for chunk in stream:
                 body += chunk
                 if len(body) > self._model.reply_bytes_max:
                     raise failure(Seen.TOO_MANY_BYTES, f"over model.reply_bytes_max ({self._model.reply_bytes_max})")
         except httpx.RemoteProtocolError as error:
             raise failure(Seen.BROKEN_OFF, f"the reply broke off: {clip(str(error))}") from error
+        finally:
+            await stream.aclose()
         return bytes(body)
 
     def _refusal(self, status: int, headers: httpx.Headers, body: bytes) -> Reasoned:
