@@ -21,7 +21,7 @@ from rich.console import Console
 from scripts.bench import report
 from scripts.bench.cases import CELLS, Cell
 from scripts.bench.conditions import conditions, in_words
-from scripts.bench.entrants import MILLHAND, PEERS, Entrant
+from scripts.bench.entrants import AUTO, MILLHAND, PEERS, Entrant
 from scripts.bench.limit import model_limit_per_s
 from scripts.bench.measurements import measured
 from scripts.bench.plot import picture
@@ -107,7 +107,7 @@ def chosen(*, full: bool, only: Sequence[str], names: Sequence[str], durability:
     """Yield what is to be run, in its order."""
     cells = [cell for cell in CELLS if cell.name in (names or (SHORT_CELLS if not full else cell.name))]
     wanted = only or (None if full else (MILLHAND.name, *SHORT_ENTRANTS))
-    entrants = [one for one in (MILLHAND, *PEERS) if wanted is None or one.name in wanted]
+    entrants = [one for one in (MILLHAND, AUTO, *PEERS) if wanted is None or one.name in wanted]
     for cell in cells:
         for entrant in entrants:
             if cell.case in entrant.in_flight:
