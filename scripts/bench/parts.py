@@ -10,8 +10,9 @@ from functools import partial
 import msgspec
 
 from millhand import event as events
-from millhand.config import Config, Enrich, Model
+from millhand.config import Config
 from millhand.model.reply import answer_in
+from millhand.model.request import Requests
 from millhand.tasks.catalogue import chosen_tasks
 from millhand.tasks.task import META, Questions, enrichment_hash
 from millhand.verdict import Delivery, Enriched, Policy, judge
@@ -63,7 +64,7 @@ def yardstick() -> object:
 def parts() -> Mapping[str, Callable[[], object]]:
     """Return the parts in the order of the walk, and last all of them together."""
     config = Config()
-    questions = Questions(chosen_tasks(config))
+    questions, requests = Questions(chosen_tasks(config)), Requests(config.model)
     fields, delivery = {b"data": DATA}, Delivery("1790000000000-0", {b"data": DATA}, "host:w1:12345678", 1)
     policy = Policy(3, 1.0, 60.0, 86_400.0)
     event = events.decode(fields, config.enrich)
@@ -72,21 +73,25 @@ def parts() -> Mapping[str, Callable[[], object]]:
     enriched = Enriched(events.merge(event, enrichment), enrichment_hash(results))
     return {
         "decode": partial(events.decode, fields, config.enrich),
-        "question": partial(questions.prompt, event.text),
+        "question": partial(_question, questions, requests, event.text),
         "reply": partial(answer_in, REPLY, config.model, 0.05),
         "parse": partial(questions.parse, CONTENT),
         "merge": partial(events.merge, event, enrichment),
         "hash": partial(enrichment_hash, results),
         "judge": partial(judge, delivery, enriched, policy, 0.5),
-        "all of them": partial(_walk, delivery, questions, config.enrich, config.model, policy),
+        "all of them": partial(_walk, delivery, questions, requests, config, policy),
     }
 
 
-def _walk(delivery: Delivery, questions: Questions, enrich: Enrich, model: Model, policy: Policy) -> object:
+def _question(questions: Questions, requests: Requests, text: str) -> bytes:
+    return requests.body(questions.prompt(text), 1)
+
+
+def _walk(delivery: Delivery, questions: Questions, requests: Requests, config: Config, policy: Policy) -> object:
     """Take an event from its bytes to its verdict, without a server and a model."""
-    event = events.decode(delivery.fields, enrich)
-    questions.prompt(event.text)
-    results = questions.parse(answer_in(REPLY, model, 0.05).content)
+    event = events.decode(delivery.fields, config.enrich)
+    _question(questions, requests, event.text)
+    results = questions.parse(answer_in(REPLY, config.model, 0.05).content)
     merged = events.merge(event, {**results, META: META_OF_IT})
     return judge(delivery, Enriched(merged, enrichment_hash(results)), policy, 0.5)
 
