@@ -205,11 +205,8 @@ class Worker:
             return 0
 
     async def _next(self, count: int) -> list[Delivery]:
-        """Return deliveries for up to `count` calls: by turns what is due, if so, and what is new: neither starves.
-
-        After an error it begins with what is due, because that is refused where Redis is full, and reading is not.
-        """
-        self._due_turn = (not self._due_turn and self._stream.may_take_due()) or self._redis_away is not None
+        """Return deliveries for up to `count` calls: by turns what is due, if so, and what is new: neither starves."""
+        self._due_turn = not self._due_turn and self._stream.may_take_due()
         try:
             each = self._config.model.events_per_call
             ahead = self._known.ahead
