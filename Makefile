@@ -7,6 +7,8 @@ UV_VERSION := 0.13.9
 UV := $(BIN)/uv
 SYNCED := $(VENV)/.synced
 SOURCES := worker supervisor scripts tests
+# A fleet is many processes, each of which would compile all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for processes, but fleets of several: two cores carry two at once in time. What needs the cores for
 # itself is marked `alone`.
 TEST_PROCESSES ?= 2
