@@ -7,6 +7,8 @@ UV_VERSION := 0.13.9
 UV := $(BIN)/uv
 SYNCED := $(VENV)/.synced
 SOURCES := worker supervisor scripts tests
+# A fleet is many processes, each of which would compile all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for processes, but fleets of several: two cores carry two at once in time. What needs the cores for
 # itself is marked `alone`.
 TEST_PROCESSES ?= 2
@@ -27,7 +29,7 @@ $(UV):
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 $(SYNCED): requirements.lock pyproject.toml | $(UV)
-	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -47,7 +49,7 @@ format: $(SYNCED) ## Rewrite the sources in the project's format
 bench: $(SYNCED) ## Measure speed beside three of what one would take instead: six minutes
 	@$(BIN)/python -m scripts.bench.run
 
-bench-full: $(SYNCED) ## The same with everybody, on every kind of server: three quarters of an hour
+bench-full: $(SYNCED) ## The same with everybody, on every kind of server: with memory, latency and the rest: an hour
 	@$(BIN)/python -m scripts.bench.run --full
 
 lock: $(UV) ## Resolve pyproject.toml anew into requirements.lock

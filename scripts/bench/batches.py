@@ -1,13 +1,12 @@
 """What it brings to ask about several events in one call: events a second, and how many answers are valid.
 
-The embedded model, asked by the product's own client; no fleet around it. Each line of FILE is a JSON object with a
-`text`. Single calls and batches take turns over slices of the same texts, so that whatever else the machine does hits
-both. On cores that others use too, set OMP_WAIT_POLICY=passive: llama.cpp's threads spin where they wait.
+The embedded model, asked by the product's own client; no fleet around it. Each line of FILE is an event. Single calls
+and batches take turns over slices of the same texts, so that whatever else the machine does hits both. On cores that
+others use too, set OMP_WAIT_POLICY=passive: llama.cpp's threads spin where they wait.
 """
 
 import asyncio
 import os
-import platform
 import socket
 import threading
 import time
@@ -20,10 +19,11 @@ import click
 import msgspec
 import uvicorn
 from rich.console import Console
-from rich.table import Table
 
+import millhand_fleet
 from millhand.config import Config, Enrich, Model
 from millhand.errors import BadAnswer, Reasoned
+from millhand.event import DATA, decode
 from millhand.model.ollama import OllamaModel
 from millhand.tasks.catalogue import chosen_tasks
 from millhand.tasks.room import fitting
@@ -31,10 +31,13 @@ from millhand.tasks.task import Questions
 from millhand_fleet.embedded.engine import Engine
 from millhand_fleet.embedded.ollama_api import build_app
 from millhand_fleet.embedded.preflight import require_model_server
+from scripts.bench.rows import Report, Row
 
 SLOTS = 2
 SLICE_CALLS = 6  # batches of a slice: three for each slot
 TIMEOUT_S = 300.0
+BATCH = 8
+DEMO_EVENTS = Path(millhand_fleet.__file__).with_name("demo_events.jsonl")
 
 Outcome = dict[str, Any] | Reasoned
 
@@ -56,40 +59,56 @@ class Tally(msgspec.Struct):
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=DEMO_EVENTS)
 @click.option("--task", "tasks", multiple=True, default=("sentiment",), show_default=True, help="May be repeated.")
 @click.option("--events", default=200, show_default=True)
-@click.option("--batch", default=8, show_default=True, help="Events a call.")
+@click.option("--batch", default=BATCH, show_default=True, help="Events a call.")
 def main(file: Path, tasks: tuple[str, ...], events: int, batch: int) -> None:
     """Measure single calls against batches."""
-    console = Console(highlight=False)
-    texts = [msgspec.json.decode(line)["text"] for line in file.read_bytes().splitlines()[:events]]
+    report, refusals = compared(texts_of(file, events), tasks, batch)
+    Console(highlight=False).print(report.table("micro-batches"), report.about, *refusals, sep="\n", markup=False)
+
+
+def measure(*, short: bool = False) -> Report:
+    """Measure it on the demo's events, for the common report."""
+    report, _ = compared(texts_of(DEMO_EVENTS, 16 if short else 48), ("sentiment",), BATCH)
+    return report
+
+
+def texts_of(file: Path, most: int) -> list[str]:
+    """Return the texts of up to so many events."""
+    return [decode({DATA: line}, Enrich()).text for line in file.read_bytes().splitlines()[:most]]
+
+
+def compared(texts: Sequence[str], tasks: tuple[str, ...], batch: int) -> tuple[Report, Sequence[str]]:
+    """Ask about all texts both ways; return what was seen, and what was wrong with answers."""
     questions = Questions(chosen_tasks(Config(enrich=Enrich(tasks=tasks))))
     with serving(Model()) as model:
-        console.print(
-            f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}; "
-            f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-            f"Python {platform.python_version()}; {model.name} with {SLOTS} slots, num_ctx {model.num_ctx}, "
-            f"num_predict {model.num_predict}; {len(texts)} texts of {file.name}, {', '.join(tasks)}"
+        alone, together = asyncio.run(ask_both_ways(model, questions, texts, batch))
+        about = (
+            f"{model.name} with {SLOTS} slots, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, "
+            f"num_ctx {model.num_ctx}, num_predict {model.num_predict}; {len(texts)} texts, {', '.join(tasks)}; "
+            "CPU and tokens an event; a label is any text in the results"
         )
-        alone, together = asyncio.run(measure(model, questions, texts, batch))
-    table = Table("events a call", "calls", "events/s", "CPU s", "tokens in", "tokens out", "valid", "labels as alone")
-    for size, tally in ((1, alone), (batch, together)):
-        count = len(tally.outcomes)
-        each = (f"{total / count:.{digits}f}" for total, digits in per_event(tally))
-        same = sum(labels(one) == labels(other) for one, other in zip(alone.outcomes, tally.outcomes, strict=True))
-        shares = f"{tally.valid / count:.3f}", f"{same / count:.3f}"
-        table.add_row(f"{size}", f"{tally.calls}", f"{count / tally.wall_s:.2f}", *each, *shares)
-    console.print(table, "CPU and tokens an event; a label is any text in the results.", sep="\n")
-    for detail in sorted({str(bad) for bad in (*alone.outcomes, *together.outcomes) if isinstance(bad, Reasoned)}):
-        console.print(detail, markup=False)
+    outcomes = (*alone.outcomes, *together.outcomes)
+    refusals = sorted({str(outcome) for outcome in outcomes if isinstance(outcome, Reasoned)})
+    return Report(about, [row(1, alone, alone), row(batch, together, alone)]), refusals
 
 
-def per_event(tally: Tally) -> Iterator[tuple[float, int]]:
-    """Yield the sums that are shown an event, and with how many digits."""
-    yield tally.cpu_s, 2
-    yield tally.tokens_in, 1
-    yield tally.tokens_out, 1
+def row(size: int, tally: Tally, alone: Tally) -> Row:
+    """Return what was seen of one way to ask, beside single calls."""
+    count = len(tally.outcomes)
+    same = sum(labels(one) == labels(other) for one, other in zip(alone.outcomes, tally.outcomes, strict=True))
+    return {
+        "events_a_call": size,
+        "calls": tally.calls,
+        "events_per_s": count / tally.wall_s,
+        "cpu_s": tally.cpu_s / count,
+        "tokens_in": tally.tokens_in / count,
+        "tokens_out": tally.tokens_out / count,
+        "valid": tally.valid / count,
+        "labels_as_alone": same / count,
+    }
 
 
 def labels(outcome: Outcome) -> object:
@@ -99,7 +118,7 @@ def labels(outcome: Outcome) -> object:
     return {task: [value for value in result.values() if isinstance(value, str)] for task, result in outcome.items()}
 
 
-async def measure(settings: Model, questions: Questions, texts: Sequence[str], batch: int) -> tuple[Tally, Tally]:
+async def ask_both_ways(settings: Model, questions: Questions, texts: Sequence[str], batch: int) -> tuple[Tally, Tally]:
     """Ask about all texts, alone and together, slice by slice."""
     model = OllamaModel(settings)
     alone, together = Tally(), Tally()

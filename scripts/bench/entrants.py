@@ -22,6 +22,7 @@ START_S_MAX = 60.0
 POLL_S = 0.02
 LOG_CHARS_MAX = 3000
 
+PACE = {W0: 2000, W1: 600, W2: 160, W3: 400}  # of most, in one process
 Commands = Callable[[Cell, int], list[list[str]]]
 
 
@@ -37,7 +38,8 @@ class Stage(NamedTuple):
 class Entrant:
     """One product. `commands` start its workers, given the cell and the events in flight; None is millhand itself.
 
-    `in_flight` is how many events all its processes together have in hand, by case, as tried out. `queues` are the keys
+    `in_flight` is how many events it has in hand, by case, as tried out: all its processes together where the model has
+    slots, else each of them; cases that are not there are not run. `queues` are the keys
     of its backlog, `pace` what one process does in a second, by case: it sizes the first run, and no figure.
     """
 
@@ -47,7 +49,7 @@ class Entrant:
     in_flight: Mapping[Case, int]
     queues: Sequence[str] = (QUEUE,)
     client_each: Sequence[Case] = (W1, W2, W3)
-    pace: Mapping[Case, float] = field(default_factory=lambda: {W0: 2000, W1: 700, W2: 160, W3: 450})
+    pace: Mapping[Case, float] = field(default_factory=lambda: PACE)
     pool: bool = False  # a process for each event in flight
     settings: Mapping[Case, Mapping[str, object]] = field(default_factory=dict)  # millhand's own
 
@@ -59,22 +61,20 @@ class Entrant:
     @contextmanager
     def at_work(self, cell: Cell, stage: Stage) -> Iterator[list[int]]:
         """Run its workers until the block ends; yield the pids of their first ancestors once they take events."""
-        in_flight = self.in_flight[cell.case]
+        each = self.each(cell)
         if self.commands is None:
-            each = -(-in_flight // cell.processes)
             settings = {"model.concurrency": each, **self.settings.get(cell.case, {})}
             with fleet(stage.redis_url, stage.model, workers=cell.processes, settings=settings) as running:
                 assert running.process is not None  # noqa: S101 - for the type checker: it is up
                 yield [running.process.pid]
             return
         programs = venvs.bin_of(self.name)
-        each = 1 if self.pool else -(-in_flight // cell.processes)
-        expected = in_flight if self.pool else cell.processes
+        expected = each * cell.processes if self.pool else cell.processes
         with (
             tempfile.TemporaryFile("w+") as log,
             running_all(
-                [[str(programs / command[0]), *command[1:]] for command in self.commands(cell, in_flight)],
-                self._environment(cell.case, stage, each),
+                [[str(programs / command[0]), *command[1:]] for command in self.commands(cell, each)],
+                self._environment(cell.case, stage, 1 if self.pool else each),
                 log,
             ) as pids,
         ):
@@ -85,6 +85,11 @@ class Entrant:
                     sys.exit(f"{self.label} did not start: {log.read()[-LOG_CHARS_MAX:]}")
                 time.sleep(POLL_S)
             yield pids
+
+    def each(self, cell: Cell) -> int:
+        """Return how many events each of its processes has in hand."""
+        in_flight = self.in_flight[cell.case]
+        return -(-in_flight // cell.processes) if cell.case.ideal_per_s else in_flight
 
     def feeder(self, stage: Stage, first: int, count: int, per_s: float | None = None) -> "subprocess.Popen[bytes]":
         """Start adding events as its users do: all at once, or evenly."""
@@ -130,40 +135,40 @@ def running_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str
         psutil.wait_procs(family)
 
 
-def _plain(cell: Cell, _in_flight: int) -> list[list[str]]:
+def _plain(cell: Cell, _each: int) -> list[list[str]]:
     return [["python", "-m", "scripts.bench.peers.plain"]] * cell.processes
 
 
-def _bulk(cell: Cell, _in_flight: int) -> list[list[str]]:
+def _bulk(cell: Cell, _each: int) -> list[list[str]]:
     return [["python", "-m", "scripts.bench.peers.bulk"]] * cell.processes
 
 
-def _faststream(cell: Cell, _in_flight: int) -> list[list[str]]:
+def _faststream(cell: Cell, _each: int) -> list[list[str]]:
     workers = ["--workers", str(cell.processes)] if cell.processes > 1 else []
     return [["faststream", "run", "scripts.bench.peers.faststream:app", *workers]]
 
 
-def _taskiq(cell: Cell, in_flight: int) -> list[list[str]]:
-    each = -(-in_flight // cell.processes)
+def _taskiq(cell: Cell, each: int) -> list[list[str]]:
     options = ["--workers", str(cell.processes), "--max-async-tasks", str(each), "--max-prefetch", str(each)]
     return [["taskiq", "worker", "scripts.bench.peers.taskiq:broker", *options, "--no-parse", "--log-level", "WARNING"]]
 
 
-def _dramatiq(cell: Cell, in_flight: int) -> list[list[str]]:
-    threads = str(-(-in_flight // cell.processes))
-    return [["dramatiq", "scripts.bench.peers.dramatiq", "--processes", str(cell.processes), "--threads", threads]]
+def _dramatiq(cell: Cell, each: int) -> list[list[str]]:
+    return [["dramatiq", "scripts.bench.peers.dramatiq", "--processes", str(cell.processes), "--threads", str(each)]]
 
 
-def _arq(cell: Cell, _in_flight: int) -> list[list[str]]:
+def _arq(cell: Cell, _each: int) -> list[list[str]]:
     return [["arq", "scripts.bench.peers.arq.Worker"]] * cell.processes
 
 
-def _celery(_cell: Cell, in_flight: int) -> list[list[str]]:
+def _celery(cell: Cell, each: int) -> list[list[str]]:
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"]
-    return [["celery", "-A", "scripts.bench.peers.celery", "worker", "--concurrency", str(in_flight), *quiet]]
+    return [
+        ["celery", "-A", "scripts.bench.peers.celery", "worker", "--concurrency", str(each * cell.processes), *quiet]
+    ]
 
 
-def _streaq(cell: Cell, _in_flight: int) -> list[list[str]]:
+def _streaq(cell: Cell, _each: int) -> list[list[str]]:
     return [["streaq", "run", "scripts.bench.peers.streaq:worker", "--workers", str(cell.processes)]]
 
 
@@ -171,26 +176,39 @@ MILLHAND = Entrant(
     "millhand",
     "millhand",
     None,
-    {W0: 64, W1: 32, W2: 20, W3: 72},
+    {W0: 64, W1: 16, W2: 20, W3: 72},
     queues=(INPUT,),
     pace={W0: 2000, W1: 500, W2: 160, W3: 600},
-    settings={W0: {"cache.ttl_s": 3600}},
+    settings={
+        W0: {"cache.ttl_s": 3600},
+        W1: {"model.in_flight_max": 64},
+        W2: {"model.in_flight_max": 20},
+        W3: {"model.in_flight_max": 72},
+    },
 )
+AUTO = Entrant("auto", 'millhand, "auto"', None, {W2: 20, W3: 72}, queues=(INPUT,), pace=MILLHAND.pace)
 PEERS = (
     Entrant(
         "plain",
         "hand-written loop",
         _plain,
-        {W0: 100, W1: 16, W2: 20, W3: 72},
+        {W0: 100, W1: 8, W2: 20, W3: 72},
         client_each=(),
-        pace={W0: 10_000, W1: 600, W2: 160, W3: 400},
+        pace={W0: 10_000, W1: 500, W2: 160, W3: 400},
     ),
     Entrant("plain", "hand-written, client per slot", _plain, {W1: 16, W2: 20, W3: 72}),
     Entrant("plain", "hand-written, in bulk", _bulk, {W0: 1}, pace={W0: 40_000}),
-    Entrant("faststream", "FastStream", _faststream, {W0: 32, W1: 16, W2: 20, W3: 72}),
-    Entrant("taskiq", "taskiq-redis", _taskiq, {W0: 32, W1: 16, W2: 20, W3: 72}),
-    Entrant("dramatiq", "Dramatiq", _dramatiq, {W0: 8, W1: 8, W2: 20, W3: 72}, queues=("dramatiq:default",)),
-    Entrant("arq", "arq", _arq, {W0: 32, W1: 16, W2: 20, W3: 72}),
-    Entrant("celery", "Celery (prefork)", _celery, {W0: 2, W1: 2, W2: 16, W3: 64}, pool=True),
-    Entrant("streaq", "streaq", _streaq, {W0: 32, W1: 16, W2: 20, W3: 72}, queues=("streaq:bench:in:queues:normal",)),
+    Entrant("faststream", "FastStream", _faststream, {W0: 100, W1: 16, W2: 20, W3: 72}, pace=PACE | {W0: 4000}),
+    Entrant("taskiq", "taskiq-redis", _taskiq, {W0: 32, W1: 8, W2: 20, W3: 72}, pace=PACE | {W0: 3000}),
+    Entrant(
+        "dramatiq",
+        "Dramatiq",
+        _dramatiq,
+        {W0: 1, W1: 16, W2: 20, W3: 72},
+        queues=("dramatiq:default",),
+        pace=PACE | {W0: 6000},
+    ),
+    Entrant("arq", "arq", _arq, {W0: 100, W1: 8, W2: 20, W3: 72}),
+    Entrant("celery", "Celery (prefork)", _celery, {W0: 1, W1: 1, W2: 16, W3: 64}, pace=PACE | {W0: 1000}, pool=True),
+    Entrant("streaq", "streaq", _streaq, {W0: 64, W1: 8, W2: 20, W3: 72}, queues=("streaq:bench:in:queues:normal",)),
 )

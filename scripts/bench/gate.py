@@ -33,7 +33,8 @@ from rich.console import Console  # noqa: E402
 from tests.fleet.conftest import DEAD, INPUT, OUTPUT, RunningFleet  # noqa: E402
 from tests.rig import RedisServer, eventually  # noqa: E402
 
-from scripts.fake.arrivals import BUCKET_S, Limit, arrivals_per_bucket, open_peak  # noqa: E402
+from scripts.bench.rows import Report, Row  # noqa: E402
+from scripts.fake.arrivals import BUCKET_S, Excess, Limit, arrivals_per_bucket, open_peak  # noqa: E402
 from scripts.fake.journal import Call  # noqa: E402
 from scripts.fake_ollama import FakeOllama  # noqa: E402
 
@@ -132,17 +133,9 @@ def main() -> None:
 @click.option("--burst", default=10, show_default=True)
 def rate(seconds: float, rate_per_s: float, burst: int) -> None:
     """Give more events than the bucket lets through, and judge every window."""
-    with running(model__rate_per_s=rate_per_s, model__burst=burst, model__in_flight_max=64) as bench:
-        bench.produce(int(rate_per_s * seconds * 1.5) + burst)
-        bench.under_way(1)
-        first_s = bench.calls()[0].arrival_s
-        until(first_s + seconds)
-        calls = [call for call in bench.calls() if call.arrival_s < first_s + seconds]
-    limit, steady = Limit(rate_per_s, burst), Limit(rate_per_s, 0)
-    worst = limit.worst_excess(calls)
+    calls, used, worst = run_rate(seconds, rate_per_s, burst)
     console.print(
-        f"{len(calls)} calls in {seconds:g} s, "
-        f"{steady.share_used(calls, first_s, first_s + seconds):.3f} of the rate; "
+        f"{calls} calls in {seconds:g} s, {used:.3f} of the rate; "
         f"the fullest window, {worst.end_s - worst.begin_s:.3f} s, is at {worst.calls:+.2f} calls of rate x w + burst"
     )
 
@@ -153,26 +146,10 @@ def rate(seconds: float, rate_per_s: float, burst: int) -> None:
 @click.option("--latency", "latency_s", default=0.1, show_default=True)
 def permits(seconds: float, at_once: int, latency_s: float) -> None:
     """Leave the fleet alone for a third of the time, then kill workers, and Redis too."""
-    with running(model__in_flight_max=at_once, latency_s=latency_s, slots=at_once) as bench:
-        bench.produce(int(seconds / latency_s * at_once * 1.5))
-        began_s = bench.under_way(at_once)
-        until(began_s + seconds / CALMS)
-        calm = bench.calls(began_s)
-        kills = restarts = 0
-        while time.monotonic() < began_s + seconds:
-            for pid in list(bench.fleet.pids().values())[kills % 4 :][:1]:
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
-            if kills % 5 == CALMS:
-                bench.server.restart()
-                restarts += 1
-            until(time.monotonic() + LOOK_EVERY_S)
-        calls = bench.calls()
-    busy = sum((call.end_s or 0) - call.arrival_s for call in calm if call.end_s)
+    peak, used, kills, restarts = run_permits(seconds, at_once, latency_s)
     console.print(
-        f"open at once: {open_peak(calls).calls} at the most, {at_once} allowed, through {kills} kills of workers and "
-        f"{restarts} of Redis; in the calm before, {busy / (seconds / CALMS * at_once):.3f} of the time of all permits "
-        f"was spent in calls"
+        f"open at once: {peak} at the most, {at_once} allowed, through {kills} kills of workers and {restarts} of "
+        f"Redis; in the calm before, {used:.3f} of the time of all permits was spent in calls"
     )
 
 
@@ -299,6 +276,64 @@ def cache(events: int) -> None:
             console.print(
                 f"cache.ttl_s {ttl_s}: {bench.fake.arrived} calls for {events} events in {seconds:.1f} s; {counts}"
             )
+
+
+def run_rate(seconds: float, rate_per_s: float, burst: int) -> tuple[int, float, Excess]:
+    """Return how many calls came, how much of the rate was used, and the fullest window."""
+    with running(model__rate_per_s=rate_per_s, model__burst=burst, model__in_flight_max=64) as bench:
+        bench.produce(int(rate_per_s * seconds * 1.5) + burst)
+        bench.under_way(1)
+        first_s = bench.calls()[0].arrival_s
+        until(first_s + seconds)
+        calls = [call for call in bench.calls() if call.arrival_s < first_s + seconds]
+    used = Limit(rate_per_s, 0).share_used(calls, first_s, first_s + seconds)
+    return len(calls), used, Limit(rate_per_s, burst).worst_excess(calls)
+
+
+def run_permits(seconds: float, at_once: int, latency_s: float) -> tuple[int, float, int, int]:
+    """Return the most calls at once, the share of the permits' time in the calm, and the kills of workers and Redis."""
+    with running(model__in_flight_max=at_once, latency_s=latency_s, slots=at_once) as bench:
+        bench.produce(int(seconds / latency_s * at_once * 1.5))
+        began_s = bench.under_way(at_once)
+        until(began_s + seconds / CALMS)
+        calm = bench.calls(began_s)
+        kills = restarts = 0
+        while time.monotonic() < began_s + seconds:
+            for pid in list(bench.fleet.pids().values())[kills % 4 :][:1]:
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+            if kills % 5 == CALMS:
+                bench.server.restart()
+                restarts += 1
+            until(time.monotonic() + LOOK_EVERY_S)
+        calls = bench.calls()
+    busy = sum((call.end_s or 0) - call.arrival_s for call in calm if call.end_s)
+    return open_peak(calls).calls, busy / (seconds / CALMS * at_once), kills, restarts
+
+
+def measure(*, short: bool = False) -> Report:
+    """Judge rate and permits at the model's side, for the common report."""
+    seconds = 10.0 if short else 20.0
+    rate_per_s, burst, at_once = 50.0, 10, 4
+    calls, used, worst = run_rate(seconds, rate_per_s, burst)
+    peak, busy, kills, restarts = run_permits(seconds, at_once, 0.1)
+    rows: list[Row] = [
+        {
+            "limit": f"{rate_per_s:g} calls a second, bursts of {burst}",
+            "used": used,
+            "at_worst": f"{worst.calls:+.2f} calls in the fullest window",
+            "meanwhile": f"{calls} calls",
+        },
+        {
+            "limit": f"{at_once} calls at once",
+            "used": busy,
+            "at_worst": f"{peak - at_once:+d} calls at once",
+            "meanwhile": f"{kills} x kill -9 of workers, {restarts} of the server",
+        },
+    ]
+    return Report(
+        "8 workers, judged by the arrivals at the model, appendfsync always; above +0 a limit is broken", rows
+    )
 
 
 def fixed_limits(slots: int) -> list[int]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -69,6 +70,20 @@ def fast_model(slots: int, latency_ms: float) -> Iterator[FastModel]:
 @contextmanager
 def fleet(redis_url: str, model: FastModel, *, workers: int, settings: Mapping[str, object]) -> Iterator[RunningFleet]:
     """Run `worker-ctl up` and wait until its workers are ready; settings are spelled `section.key`."""
+    environment = environment_of(redis_url, model, workers=workers, settings=settings)
+    with (
+        tempfile.TemporaryDirectory(prefix="millhand-bench-") as folder,
+        RunningFleet(Path(folder), environment) as running,
+    ):
+        running.up()
+        yield running
+        running.terminate()
+
+
+def environment_of(
+    redis_url: str, model: FastModel, *, workers: int, settings: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, str]:
+    """Return the environment that tells a fleet where it works, and these settings."""
     chosen = {
         "redis.url": redis_url,
         "model.url": model.url,
@@ -77,14 +92,7 @@ def fleet(redis_url: str, model: FastModel, *, workers: int, settings: Mapping[s
         "log.level": "warning",
         **settings,
     }
-    environment = {f"MILLHAND_{key.replace('.', '_').upper()}": str(value) for key, value in chosen.items()}
-    with (
-        tempfile.TemporaryDirectory(prefix="millhand-bench-") as folder,
-        RunningFleet(Path(folder), environment) as running,
-    ):
-        running.up()
-        yield running
-        running.terminate()
+    return {f"MILLHAND_{key.replace('.', '_').upper()}": str(value) for key, value in chosen.items()}
 
 
 def cpu_s(*pids: int) -> float:

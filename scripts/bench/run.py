@@ -1,7 +1,7 @@
 """Measure millhand beside what one would take instead: the same work, the same events, one machine, one run.
 
     python -m scripts.bench.run                # the short form: a few minutes
-    python -m scripts.bench.run --full         # everybody, everything
+    python -m scripts.bench.run --full         # everybody, everything, and what `measurements` has
     python -m scripts.bench.run --only millhand --only plain --cell "W1 2p" --repeat 5
 
 Each trial has a server and a model of its own, warm workers, and a check that every event came out exactly once. The
@@ -21,10 +21,12 @@ from rich.console import Console
 from scripts.bench import report
 from scripts.bench.cases import CELLS, Cell
 from scripts.bench.conditions import conditions, in_words
-from scripts.bench.entrants import MILLHAND, PEERS, Entrant
+from scripts.bench.entrants import AUTO, MILLHAND, PEERS, Entrant
 from scripts.bench.limit import model_limit_per_s
+from scripts.bench.measurements import measured
 from scripts.bench.plot import picture
 from scripts.bench.rig import DURABILITY, PROJECT
+from scripts.bench.rows import Report
 from scripts.bench.summary import Goal, Key, Summary, goals, summarise
 from scripts.bench.trial import WARM, Result, trial
 from scripts.bench.venvs import versions_of
@@ -51,7 +53,8 @@ class Told(msgspec.Struct):
     """The file of results."""
 
     conditions: Mapping[str, object]
-    goals: list[Goal]
+    goals: Sequence[Goal]
+    measurements: Mapping[str, Report]
     summaries: list[Summary]
     results: list[Result]
 
@@ -91,9 +94,11 @@ def main(
     cells = [cell for cell in CELLS if any(lane.cell == cell for lane in lanes)]
     wide = Console(width=TABLE_WIDTH, highlight=False)
     wide.print(report.figures_table(found, cells), report.LEGEND, report.goals_table(stand), sep="\n")
+    more = dict(measured()) if full and not (only or names) else {}
+    stand += [goal for measurement in more.values() for goal in measurement.goals]
     stem = RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}"
     everything = [result for runs in results.values() for result in runs]
-    write(json_file or stem.with_suffix(".json"), encoded(Told(told, stand, list(found.values()), everything)))
+    write(json_file or stem.with_suffix(".json"), encoded(Told(told, stand, more, list(found.values()), everything)))
     title = f"millhand and what one would take instead ({told['date']}, {told['machine']})"
     write(plot_file or stem.with_suffix(".svg"), picture(found, title).encode())
 
@@ -102,7 +107,7 @@ def chosen(*, full: bool, only: Sequence[str], names: Sequence[str], durability:
     """Yield what is to be run, in its order."""
     cells = [cell for cell in CELLS if cell.name in (names or (SHORT_CELLS if not full else cell.name))]
     wanted = only or (None if full else (MILLHAND.name, *SHORT_ENTRANTS))
-    entrants = [one for one in (MILLHAND, *PEERS) if wanted is None or one.name in wanted]
+    entrants = [one for one in (MILLHAND, AUTO, *PEERS) if wanted is None or one.name in wanted]
     for cell in cells:
         for entrant in entrants:
             if cell.case in entrant.in_flight:

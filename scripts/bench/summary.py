@@ -71,7 +71,7 @@ def summarise(row: str, cell: Cell, results: Sequence[Result]) -> Summary:
 def goals(found: Mapping[Key, Summary]) -> list[Goal]:
     """Return the goals of speed, each with what millhand reached in this run."""
     at = {key[2]: summary for key, summary in found.items() if key[:2] == (MILLHAND, GOAL_DURABILITY)}
-    rivals = [summary for key, summary in found.items() if key[0] != MILLHAND]
+    rivals = [summary for key, summary in found.items() if not key[0].startswith(MILLHAND)]
     frameworks = [summary for summary in rivals if not summary.row.startswith(LOOPS)]
     loops = [summary for summary in rivals if summary.row.startswith(LOOPS)]
     told = []

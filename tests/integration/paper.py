@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from tests.rig import config_for, eventually_async
 
-from millhand.cache import Answers, question_of
+from millhand.cache import Answers, QuestionHash
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.keys import Keys
@@ -67,9 +67,11 @@ class Mill:
         self._clients.append(client)
         return Answers(Courier(client), self.keys, config, questions(config), logger())
 
-    def walk(self, answers: Answers, n: int = 1, text: str = "a fine day", attempts: int = 0) -> "asyncio.Task[Answer]":
+    def walk(
+        self, answers: Answers, n: int = 1, text: str = "a fine day", attempts: int = 0, count: int = 1
+    ) -> "asyncio.Task[Answer]":
         """Take one event to its answer, as a worker does."""
-        delivery = Delivery(f"{n}-1", {}, f"here:w{id(answers)}:a", 1, attempts)
+        delivery = Delivery(f"{n}-1", {}, f"here:w{id(answers)}:a", count, attempts)
         walk = asyncio.create_task(self._answer(answers, text, delivery))
         self._walks.append(walk)
         return walk
@@ -108,7 +110,7 @@ class Mill:
 
     def question(self, text: str = "a fine day") -> str:
         """Return the question about a text."""
-        return question_of(questions(self.config).prompt(text), self.config.model, DIGEST)
+        return QuestionHash(questions(self.config).prompt(""), self.config.model, DIGEST).of(text)
 
     async def kept(self) -> dict[bytes, bytes]:
         """Return the answers that are kept. Fails if the two keys disagree."""

@@ -11,8 +11,8 @@ from tests.integration.hands import CONSUMER, sweeping, working
 from tests.integration.race import Race
 from tests.rig import config_for, eventually_async
 
+from millhand import enriching as enriching_module
 from millhand import settle as settle_module
-from millhand import worker as worker_module
 from millhand.config import Config
 from millhand.settle import Settler
 from millhand.stream import Stream
@@ -140,7 +140,7 @@ async def test_wall_clock_of_the_worker_is_not_asked(
     race: Race, redis_url: str, fake: FakeOllama, monkeypatch: pytest.MonkeyPatch, by_s: float
 ) -> None:
     """F41: half a day off, either way, makes no young event old and no old one young. Only records are dated by it."""
-    for module in (worker_module, settle_module):
+    for module in (enriching_module, settle_module):
         monkeypatch.setattr(module, "datetime", Jumped(by_s))
     monkeypatch.setattr(time, "time", lambda: time.clock_gettime(time.CLOCK_REALTIME) + by_s)
     monkeypatch.setattr(time, "time_ns", lambda: time.clock_gettime_ns(time.CLOCK_REALTIME) + int(by_s * 1e9))

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.integration.paper import GOOD, TTL_S, UNTIL_S_MAX, WALKS, Mill, ended
+from tests.integration.paper import DIGEST, GOOD, TTL_S, UNTIL_S_MAX, WALKS, Mill, ended
 from tests.rig import eventually_async
 
 from millhand import cache
@@ -134,6 +134,16 @@ async def test_marker_of_one_who_died_runs_out(mill: Mill, monkeypatch: pytest.M
     await mill.waits(4)
 
     assert await ended(*walks) == [GOOD] * 4
+    assert len(mill.model.calls) == 1
+
+
+async def test_what_a_worker_died_of_does_not_wait_for_its_own_marker(mill: Mill) -> None:
+    """F9: it would die as one that only waited, and so for ever; but what is known it is told."""
+    await mill.redis.set(mill.marker(), "dead:w1:x 7-1", px=60_000)
+
+    assert await ended(mill.walk(mill.process(), 7, count=2)) == [GOOD]
+    assert len(mill.model.calls) == 1
+    assert await ended(mill.walk(mill.process(), 8, count=2)) == [GOOD]
     assert len(mill.model.calls) == 1
 
 
@@ -291,3 +301,69 @@ async def test_what_is_no_valid_answer_is_asked_for_anew_and_replaced(mill: Mill
     assert await ended(mill.walk(mill.process(), 2)) == [GOOD]
     assert len(mill.model.calls) == 2
     assert list((await mill.kept()).values()) == [msgspec.json.encode(GOOD)]
+
+
+# -- many looked up at once --------------------------------------------------------------------------------------------
+
+
+async def test_many_are_looked_up_at_once_and_each_that_is_found_is_a_hit(mill: Mill) -> None:
+    """What is not there is nobody's to ask yet, and no miss: that is for its own walk to find."""
+    answers = mill.process()
+    await ended(*(mill.walk(answers, n, text) for n, text in enumerate(("one", "two"))))
+    await mill.redis.delete(mill.keys.totals)
+    await mill.redis.config_resetstat()
+
+    found = await mill.process().find_all(["two", "three", "one", "two"], DIGEST)
+
+    stored = await mill.kept()
+    one, two = (stored[mill.question(text).encode()] for text in ("one", "two"))
+    assert found == [two, None, one, two]
+    assert answers.valid(two) == (GOOD, {"sentiment": {"label": "positive", "confidence": 90}})
+    assert await mill.totals() == {"cache_hits": 3}
+    assert not await mill.redis.exists(mill.marker("three"))
+    stats: Any = await mill.redis.info("commandstats")
+    assert sum(stats.get(name, {}).get("calls", 0) for name in ("cmdstat_evalsha", "cmdstat_eval")) <= 2
+
+
+async def test_any_number_can_be_looked_up(mill: Mill) -> None:
+    """More than Lua can unpack at once."""
+    answers = mill.process()
+    await ended(mill.walk(answers, 1, "known"))
+
+    found = await answers.find_all([*map(str, range(9000)), "known"], DIGEST)
+
+    assert found[:9000] == [None] * 9000
+    assert found[9000] is not None
+    assert answers.errors == 0
+
+
+async def test_of_many_only_what_is_young_enough_is_found(mill: Mill) -> None:
+    """By the limit of whoever looks; and an answer to other weights is none."""
+    answers = mill.process()
+    await ended(*(mill.walk(answers, n, text) for n, text in enumerate(("old", "new"))))
+    old = mill.question("old")
+    await mill.redis.zincrby(mill.keys.answer_times, -60_000, old)
+
+    looks = [mill.process(30.0).find_all(["old", "new"], DIGEST), mill.process(90.0).find_all(["old", "new"], DIGEST)]
+    short, long = await asyncio.gather(*looks)
+
+    assert [answer is None for answer in short] == [True, False]
+    assert [answer is None for answer in long] == [False, False]
+    assert await mill.process().find_all(["new"], "d2") == [None]
+
+
+@pytest.mark.parametrize("key", ["answers", "answer_times"])
+async def test_of_many_what_has_lost_its_answer_or_its_time_is_not_found(mill: Mill, key: str) -> None:
+    answers = mill.process()
+    await ended(mill.walk(answers))
+    await mill.redis.delete(f"{{events}}:{key}")
+
+    assert await answers.find_all(["a fine day"], DIGEST) == [None]
+    assert await answers.find_all([], DIGEST) == []
+    assert answers.errors == 0
+
+
+async def test_what_another_hand_has_put_there_is_no_valid_answer(mill: Mill) -> None:
+    answers = mill.process()
+    for foreign in (b"", b"{}", b"\xff", b'{"content":"no JSON","tokens_in":1,"tokens_out":1,"model_s":1.0}'):
+        assert answers.valid(foreign) is None

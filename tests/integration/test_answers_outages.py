@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.conftest import StartRedis
-from tests.integration.paper import GOOD, WALKS, Mill, ended
+from tests.integration.paper import DIGEST, GOOD, WALKS, Mill, ended
 from tests.rig import RedisServer
 
 from millhand import cache
@@ -166,3 +166,19 @@ async def test_server_that_became_a_replica_loses_its_connections(own: tuple[Mil
 
     assert await ended(mill.walk(answers, 2)) == [GOOD]
     assert await redis.client_id() != before
+
+
+@pytest.mark.parametrize("key", ["answers", "answer_times", "totals"])
+async def test_look_at_many_that_fails_finds_nothing_and_is_told_once(
+    mill: Mill, key: str, told: list[MutableMapping[str, Any]]
+) -> None:
+    """F36: everybody asks then."""
+    answers = mill.process()
+    await ended(mill.walk(answers))
+    await mill.redis.delete(f"{{events}}:{key}")
+    await mill.redis.sadd(f"{{events}}:{key}", "x")
+
+    for _ in range(3):
+        assert await answers.find_all(["a fine day"], DIGEST) == [None]
+    assert answers.errors == 3
+    assert warnings(told) == ["cache.not_used"]

@@ -20,7 +20,7 @@ from millhand.keys import Keys
 from millhand.pulse import PAUSED
 from millhand_fleet import ordering
 from millhand_fleet.ctl import demo, desk_client, orders, settings
-from millhand_fleet.ctl.main import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
+from millhand_fleet.ctl.cli import COMMANDS, EX_INTERRUPTED, LazyGroup, cli, summary
 
 WORKER_CTL = [sys.executable, "-m", "millhand_fleet.ctl.main"]
 EX_UNAVAILABLE, EX_CONFIG, EX_USAGE = 69, 78, 2
@@ -315,6 +315,14 @@ def test_what_is_typed_most_imports_no_client_and_no_server(environment: dict[st
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.splitlines()}
     assert "click" in imported
     assert not imported & HEAVY
+
+
+def test_what_every_child_imports_of_the_command_again_loads_nothing() -> None:
+    """Each worker would pay for it in memory."""
+    command = [sys.executable, "-c", "import sys, millhand_fleet.ctl.main; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert "millhand_fleet.ctl.main" in loaded
+    assert not {"click", "ast", "difflib", "msgspec"} & set(loaded)
 
 
 def completed(environment: dict[str, str], line: str) -> list[str]:

@@ -13,7 +13,7 @@ from tests.rig import config_for
 
 from millhand.keys import Keys
 from millhand_fleet import outputs
-from millhand_fleet.ctl.main import cli
+from millhand_fleet.ctl.cli import cli
 from scripts.fake_ollama import FakeOllama
 
 if TYPE_CHECKING:

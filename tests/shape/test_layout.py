@@ -17,7 +17,7 @@ SOURCES = [*WORKER.rglob("*.py"), *(PROJECT / "supervisor" / "millhand_fleet").r
 LUA = sorted((WORKER / "lua").glob("*.lua"))
 
 # what brings more work in, and what events can do without; all else must end what is in hand
-REFUSED_WHEN_FULL = {"take_due", "requeue", "look_up_answer", "keep_answer"}
+REFUSED_WHEN_FULL = {"take_due", "requeue", "look_up_answer", "look_up_answers", "keep_answer"}
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -5,15 +5,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from millhand.cache import ANSWER_BYTES_MAX, question_of
+from millhand.cache import ANSWER_BYTES_MAX, QuestionHash
 from millhand.config import Config, Model
 from millhand.model.answer import Answer
 from millhand.tasks.builtin import ENTITIES_MAX, ENTITY_CHARS_MAX, TRANSLATION_CHARS_MAX, builtin_tasks
-from millhand.tasks.task import Questions
+from millhand.tasks.task import Prompt, Questions
 
 TASKS = builtin_tasks("English")
 PROMPT = Questions([TASKS["sentiment"]]).prompt("a fine day")
 MODEL = Config().model
+
+
+def question_of(prompt: Prompt, model: Model, model_digest: str) -> str:
+    return QuestionHash(prompt, model, model_digest).of(prompt.user)
 
 
 def test_an_equal_question_has_the_same_hash() -> None:
@@ -47,6 +51,23 @@ def test_another_model_or_option_that_changes_the_answer_is_another_question(cha
 
 def test_other_weights_are_another_question() -> None:
     assert question_of(PROMPT, MODEL, "d2") != question_of(PROMPT, MODEL, "d1")
+
+
+def test_what_the_model_is_asked_can_pass_for_no_part_of_what_it_is_told() -> None:
+    """A text that begins like the end of the instructions makes another question than these instructions do."""
+    begun = msgspec.structs.replace(PROMPT, system="ab", user="c")
+    assert question_of(begun, MODEL, "d1") != question_of(
+        msgspec.structs.replace(begun, system="a", user="bc"), MODEL, "d1"
+    )
+    other = msgspec.structs.replace(begun, schema={}, user='"]')
+    assert question_of(begun, MODEL, "d1") != question_of(other, MODEL, "d1")
+
+
+def test_one_hash_serves_many_texts() -> None:
+    """Each is as if it were the only one."""
+    hash_of = QuestionHash(PROMPT, MODEL, "d1").of
+    assert hash_of("a") == hash_of("a") != hash_of("b")
+    assert hash_of(PROMPT.user) == question_of(PROMPT, MODEL, "d1")
 
 
 @pytest.mark.parametrize(

@@ -352,3 +352,23 @@ def test_a_child_that_dies_before_it_reads_what_it_is_called_with_holds_nobody_u
     made = Child(Spec("worker-1", leave, lambda _: (MUCH,)))
     eventually(lambda: made.exit_code == 1, 30)
     made.bury()
+
+
+LOOKING = """\
+import sys
+from millhand_fleet.child import Child, Spec
+def look(_):
+    import millhand.worker
+    print(*sys.modules)
+if __name__ == "__main__":
+    Child(Spec("worker-1", look, lambda _: ()))
+"""
+
+
+def test_a_worker_loads_nothing_that_its_libraries_have_for_a_terminal(tmp_path: Path) -> None:
+    """Each would pay for it in memory."""
+    (tmp_path / "looking.py").write_text(LOOKING)
+    command = [sys.executable, str(tmp_path / "looking.py")]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert "millhand.worker" in loaded
+    assert not {"rich.console", "pygments.lexers", "click"} & set(loaded)

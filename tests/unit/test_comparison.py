@@ -25,7 +25,7 @@ from millhand_fleet.comparison import (
     digest_of,
     parse,
 )
-from millhand_fleet.ctl.main import cli
+from millhand_fleet.ctl.cli import cli
 
 QUIET = settings(deadline=None, database=None, max_examples=200)
 META: dict[str, Any] = {"model": "m", "model_digest": "d", "prompt_hash": "p", "attempts": 1, "worker": "w", "at": "t"}

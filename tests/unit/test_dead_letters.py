@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from millhand.verdict import Reason
 from millhand_fleet import deadletters
 from millhand_fleet.ctl import telling
-from millhand_fleet.ctl.main import cli
+from millhand_fleet.ctl.cli import cli
 from millhand_fleet.ctl.visible import visible
 from millhand_fleet.deadletters import (
     DIGITS_MAX,

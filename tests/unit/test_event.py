@@ -5,13 +5,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millhand.config import Enrich
 from millhand.errors import Malformed
-from millhand.event import ENRICHMENT, Event, decode, decode_payload, is_merged_from, merge
+from millhand.event import ENRICHMENT, Event, decode, decode_payload, is_merged_from, merge, passed_on
+from millhand.event import text_of as text_in
 
 QUIET = settings(deadline=None, database=None, max_examples=25)
 ENRICH = Enrich(event_bytes_max=8 << 20)
@@ -76,6 +78,25 @@ def test_what_stands_in_no_text_field_never_reaches_the_text() -> None:
 @given(others=st.dictionaries(st.text().map("label_".__add__), JSON, max_size=5))
 def test_no_other_member_changes_the_text(others: dict[str, Any]) -> None:
     assert text_of(json.dumps({**others, "text": "Hello"})) == "Hello"
+
+
+PATHS = st.lists(st.sampled_from(["a", "b", "a.b", "a.b.a", "b.a", "", "a.", ".a"]), max_size=6).map(tuple)
+NESTED: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.integers() | st.text(" \na", max_size=3),
+    lambda inside: st.lists(inside, max_size=2) | st.dictionaries(st.sampled_from(["a", "b", ""]), inside, max_size=3),
+)
+
+
+@QUIET
+@given(st.dictionaries(st.sampled_from(["a", "b", ""]), NESTED), PATHS)
+def test_the_text_is_what_each_name_leads_to_step_by_step(payload: dict[str, Any], paths: tuple[str, ...]) -> None:
+    texts = []
+    for path in paths:
+        found: Any = payload
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        texts.append(found.strip() if isinstance(found, str) else "")
+    assert text_in(payload, paths) == "\n".join(text for text in texts if text)
 
 
 def test_a_hundred_digit_number_is_kept() -> None:
@@ -203,6 +224,18 @@ def test_the_output_is_the_event_with_the_enrichment_and_nothing_else(
 
 
 @QUIET
+@given(OBJECTS, st.dictionaries(st.text(), JSON, max_size=3), SPELLINGS, BLANKS, BLANKS)
+@example({}, {}, json.dumps, "", "")
+@example({ENRICHMENT: 1, "n": 10**400}, {"a": 1}, partial(json.dumps, indent=2), " ", "\n")
+def test_an_enrichment_that_is_json_already_makes_the_same_output(
+    payload: dict[str, Any], enrichment: dict[str, Any], spell: Callable[[Any], str], before: str, after: str
+) -> None:
+    """Else the events that share an answer would not be the same as those that were asked about one by one."""
+    event = event_of((before + spell(payload) + after).encode())
+    assert merge(event, msgspec.Raw(msgspec.json.encode(enrichment))) == merge(event, enrichment)
+
+
+@QUIET
 @given(payload=st.dictionaries(st.text().filter(ENRICHMENT.__ne__), JSON, min_size=1), before=BLANKS, after=BLANKS)
 def test_the_output_begins_with_the_events_own_bytes(payload: dict[str, Any], before: str, after: str) -> None:
     data = (before + json.dumps(payload) + after).encode()
@@ -243,6 +276,16 @@ def test_an_enrichment_that_is_there_already_is_replaced(data: bytes) -> None:
 def test_a_member_with_a_similar_name_is_no_enrichment() -> None:
     data = b'{"AI_ENRICHMENT":1,"meta":{"ai_enrichment":2}}'
     assert merge(event_of(data), {}) == data[:-1] + b',"ai_enrichment":{}}'
+
+
+# -- what is passed on -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_passed_on_but_what_identifies_the_event_and_its_trace() -> None:
+    """F49: its other fields stay in the input."""
+    fields = {b"data": b"{}", b"event_id": b"7", b"other": b"x", b"traceparent": b"00"}
+    assert passed_on(fields) == {b"event_id": b"7", b"traceparent": b"00"}
+    assert passed_on({b"data": b"{}"}) == passed_on({b"data": b"{}", b"other": b"x"}) == {}
 
 
 # -- whose output it is ------------------------------------------------------------------------------------------------

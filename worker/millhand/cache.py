@@ -7,7 +7,8 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,11 +31,32 @@ ANSWERS_MAX = 50_000  # kept at once by a fleet: some 16 MB where they are short
 ANSWER_BYTES_MAX = 4096  # of one that is kept; the longest of the built-in tasks fit
 HOLD_S = 10.0  # how long the others wait for an asker that died
 RENEWALS_PER_HOLD = 3  # so that two may be missed
+LOOKED_UP_MAX = 1000  # questions at once: the server is not held up for long, and Lua takes no more than some thousand
 COMMAND_S_MAX = 1.0  # what is found later than this is not worth the wait
 PAUSE_MIN_S = 0.02  # before the next look at a question that somebody else asks; doubles
 PAUSE_MAX_S = 0.25
 ASKERS_MAX = 2  # that an event waits for, one after the other: what fails for them is likely to fail for all
+ANSWER_DECODER = msgspec.json.Decoder(Answer)
 TELL_EVERY_S = 60.0  # a cache that does not work is no reason to flood the log
+
+
+class QuestionHash:
+    """Hashes questions: all that decides the answer of a first attempt. What does not depend on the text goes first.
+
+    That part is a JSON array, which says itself where it ends, so that no text can pass for a part of it.
+    """
+
+    def __init__(self, prompt: Prompt, model: Model, model_digest: str) -> None:
+        self.model_digest = model_digest
+        options = (model.num_ctx, model.num_predict, model.temperature, model.seed)
+        begun = msgspec.json.encode((model.name, model_digest, options, prompt.system, prompt.schema))
+        self._begun = hashlib.blake2b(begun, digest_size=16)
+
+    def of(self, text: str) -> str:
+        """Return the hash of the question about a text, to which all else is as given."""
+        whole = self._begun.copy()
+        whole.update(text.encode())
+        return whole.hexdigest()
 
 
 class Asked(NamedTuple):
@@ -76,13 +98,16 @@ class Answers:
         self.are_kept = config.cache.ttl_s > 0
         self._ttl_ms = max(1, round(config.cache.ttl_s * 1000))
         self._wait_s_max = RETRY_AFTER_MAX_S + config.model.timeout_s  # one call after the longest pause of the fleet
+        self._hash = QuestionHash(questions.prompt(""), config.model, "")
         self._look_up = courier.script("look_up_answer")
+        self._look_up_all = courier.script("look_up_answers")
         self._keep = courier.script("keep_answer")
         self._stop_asking = courier.script("stop_asking")
         self._renew = courier.script("renew_asking")
         self._asking: set[Asked] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._tell_at = 0.0
+        self.prompt_hash = questions.prompt_hash
         self.errors = 0
 
     @asynccontextmanager
@@ -91,15 +116,17 @@ class Answers:
     ) -> AsyncIterator[Turn]:
         """Find the answer or be the one who asks, for the length of the block; waits while somebody else asks.
 
-        Leave the block without `keep`, and the next one asks. A retry must really ask again, so it is on its own.
+        Leave the block without `keep`, and the next one asks. A retry must really ask again, so it is on its own. What
+        came back from a worker that died waits for nobody: it might be the one who asks, by that worker's hand, and who
+        only waits is not blamed for the next death.
         """
         if not self.are_kept or delivery.attempt > 1:
             yield Turn(self)
             return
-        asked = Asked(question_of(prompt, self._model, model_digest), f"{delivery.owner} {delivery.id}")
+        asked = Asked(self._question(prompt.user, model_digest), f"{delivery.owner} {delivery.id}")
         turn = Turn(self, asked)
         try:
-            turn.found = await self._find(asked, before_waiting)
+            turn.found = await self._find(asked, before_waiting, ASKERS_MAX if delivery.count == 1 else 0)
             if turn.found is None:
                 self._begin_asking(asked)
             yield turn
@@ -107,6 +134,25 @@ class Answers:
             self._end_asking(asked)
             if turn.found is None and not turn.is_kept:
                 await self._run(self._stop_asking, [self._keys.asking(asked.question)], [asked.looker])
+
+    async def find_all(self, texts: Sequence[str], model_digest: str) -> list[bytes | None]:
+        """Return what is kept of the answers to the questions about these texts, for `valid`; None where nothing is.
+
+        Few looks for all of them, in which nobody waits for anybody. What is found counts as a hit, what is not found
+        counts as nothing: whoever goes on to `turn` with it is counted there.
+        """
+        questions = [self._question(text, model_digest) for text in texts]
+        times = list(Counter(questions).items())
+        keys = [self._keys.answers, self._keys.answer_times, self._keys.totals]
+        found: dict[str, bytes | None] = {}
+        for first in range(0, len(times), LOOKED_UP_MAX):
+            asked = times[first : first + LOOKED_UP_MAX]
+            args = [self._ttl_ms, *(part for question in asked for part in question)]
+            reply = await self._run(self._look_up_all, keys, args)
+            if reply is None:
+                break
+            found.update(zip((question for question, _ in asked), reply, strict=True))
+        return [found.get(question) for question in questions]
 
     async def keep(self, asked: Asked, answer: Answer) -> bool:
         """Keep an answer and end the asking for it. False where it is too long, or Redis does not."""
@@ -116,7 +162,9 @@ class Answers:
         keys = [self._keys.answers, self._keys.answer_times, self._keys.asking(asked.question)]
         return await self._run(self._keep, keys, [*asked, stored, self._ttl_ms, ANSWERS_MAX]) is not None
 
-    async def _find(self, asked: Asked, before_waiting: Callable[[], None]) -> tuple[Answer, dict[str, Any]] | None:
+    async def _find(
+        self, asked: Asked, before_waiting: Callable[[], None], askers_max: int
+    ) -> tuple[Answer, dict[str, Any]] | None:
         """Return the answer; None where it is to be asked for, whether the cache says so or does not work."""
         how, pause_s, wait_until = "first", PAUSE_MIN_S, time.monotonic() + self._wait_s_max
         askers = set[bytes]()
@@ -124,7 +172,7 @@ class Answers:
         while reply := await self._run(self._look_up, keys, [*asked, self._ttl_ms, round(HOLD_S * 1000), how]):
             word, value = reply
             if word == b"found":
-                return self._valid(value)
+                return self.valid(value)
             if word == b"ask":
                 return None
             if not askers:
@@ -132,16 +180,21 @@ class Answers:
             askers.add(value)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            how = "again" if len(askers) <= ASKERS_MAX and time.monotonic() < wait_until else "alone"
+            how = "again" if len(askers) <= askers_max and time.monotonic() < wait_until else "alone"
         return None
 
-    def _valid(self, stored: bytes) -> tuple[Answer, dict[str, Any]] | None:
+    def valid(self, stored: bytes) -> tuple[Answer, dict[str, Any]] | None:
         """Read what was kept; what another version or another hand has put there is asked for anew."""
         try:
-            answer = msgspec.json.decode(stored, type=Answer)
+            answer = ANSWER_DECODER.decode(stored)
             return answer, self._questions.parse(answer.content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadAnswer):
             return None
+
+    def _question(self, text: str, model_digest: str) -> str:
+        if self._hash.model_digest != model_digest:
+            self._hash = QuestionHash(self._questions.prompt(""), self._model, model_digest)
+        return self._hash.of(text)
 
     # -- the markers ------------------------------------------------------------------------------------------------
 
@@ -179,10 +232,3 @@ class Answers:
             if now >= self._tell_at:
                 self._tell_at = now + TELL_EVERY_S
             return None
-
-
-def question_of(prompt: Prompt, model: Model, model_digest: str) -> str:
-    """Return the hash of all that decides the answer of a first attempt."""
-    options = (model.num_ctx, model.num_predict, model.temperature, model.seed)
-    asked = msgspec.json.encode((model.name, model_digest, options, prompt.system, prompt.schema, prompt.user))
-    return hashlib.blake2b(asked, digest_size=16).hexdigest()

@@ -82,9 +82,9 @@ class Courier:
         self._waiting: list[_Call] = []
         self._carrying: asyncio.Task[None] | None = None
 
-    def script(self, name: str) -> Script:
-        """Return a script of `lua/` to be sent."""
-        return Script(self._redis, name)
+    def script(self, name: str, *, when_full: bool = True) -> Script:
+        """Return a script of `lua/` to be sent; the server is to refuse it, or not, when its memory is full."""
+        return Script(self._redis, name, when_full=when_full)
 
     async def send(self, script: Script, keys: list[str], args: list[Any]) -> Any:
         """Return the script's answer. Raises RedisError where it is unknown whether it ran."""

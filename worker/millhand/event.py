@@ -1,6 +1,7 @@
 """From the fields of a stream entry to an event, and from an event and its enrichment to the output's bytes."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ DATA = b"data"
 ENRICHMENT = "ai_enrichment"
 EVENT_ID = b"event_id"
 PASSED_ON = (EVENT_ID, TRACEPARENT)  # optional fields of the input that the output carries as they are
+DECODER = msgspec.json.Decoder()
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -42,7 +44,7 @@ def decode_payload(data: bytes, enrich: Enrich) -> dict[str, Any]:
     if len(data) > enrich.event_bytes_max:
         raise Malformed("too_large", f"{len(data)} bytes, enrich.event_bytes_max is {enrich.event_bytes_max}")
     try:
-        payload = msgspec.json.decode(data)
+        payload = DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed("malformed", f"`data` is not JSON: {error}") from error
     if not isinstance(payload, dict):
@@ -50,8 +52,8 @@ def decode_payload(data: bytes, enrich: Enrich) -> dict[str, Any]:
     return payload
 
 
-def merge(event: Event, enrichment: Mapping[str, Any]) -> bytes:
-    """Return the original object with `ai_enrichment` as its last member.
+def merge(event: Event, enrichment: Mapping[str, Any] | msgspec.Raw) -> bytes:
+    """Return the original object with `ai_enrichment`, as it is or as JSON already, as its last member.
 
     The original's own bytes are kept (numbers as they were written, the order of members, duplicates); only an object
     that already has an `ai_enrichment` is written anew, so that the old one goes.
@@ -79,11 +81,24 @@ def _head(data: bytes) -> bytes:
 
 def text_of(payload: dict[str, Any], paths: tuple[str, ...]) -> str:
     """Join what stands in the text fields; "ticket.body" looks into an object. "" where there is none."""
-    found = (_at(payload, path) for path in paths)
-    return "\n".join(text.strip() for text in found if isinstance(text, str) and text.strip())
+    texts = []
+    for name, names_within in _ways(paths):
+        if (found := payload.get(name)) is None:
+            continue
+        for inner in names_within:
+            found = found.get(inner) if isinstance(found, dict) else None
+        if isinstance(found, str) and (text := found.strip()):
+            texts.append(text)
+    return "\n".join(texts)
 
 
-def _at(payload: Any, path: str) -> Any:
-    for name in path.split("."):
-        payload = payload.get(name) if isinstance(payload, dict) else None
-    return payload
+@cache
+def _ways(paths: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Cut the paths once: they stand in the configuration."""
+    parts = (path.split(".") for path in paths)
+    return tuple((name, tuple(names_within)) for name, *names_within in parts)
+
+
+def passed_on(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return those of an entry's fields that the output carries as they are."""
+    return {name: fields[name] for name in PASSED_ON if name in fields} if len(fields) > 1 else {}

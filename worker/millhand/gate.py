@@ -101,6 +101,7 @@ class Gate:
         self._admit, self._leave, self._hold, self._evict = (
             courier.script(name) for name in ("admit", "leave", "hold", "evict")
         )
+        self._admit_readers = courier.script("admit", when_full=False)
         self._numbered = 0  # permits so far
         self._held: dict[str, float] = {}  # permit -> when it expires
         self._leaving: list[_Leaving] = []
@@ -227,12 +228,14 @@ class Gate:
         return min(2 * poll_s, POLL_MAX_S)
 
     async def _ask(self, how: str, first: Permit, wanted: int = 1) -> _Reply:
-        """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back."""
+        """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back.
+
+        A server that is full refuses places: nothing more is read. What is in hand may still be asked about.
+        """
         self._held.pop(first.id, None)  # until the answer is here: `run` must not tell of what is being refused
+        admit = self._admit_readers if how == "places" else self._admit
         try:
-            answer = await self._courier.send(
-                self._admit, self._admit_keys, [how, *self._admit_terms, first.id, wanted]
-            )
+            answer = await self._courier.send(admit, self._admit_keys, [how, *self._admit_terms, first.id, wanted])
         except (asyncio.CancelledError, *RedisError):
             self._give_up([first, *self._after(first, wanted - 1)])
             raise

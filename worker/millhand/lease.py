@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from millhand.keys import Keys
+from millhand.log import is_at_debug
 from millhand.stream import RedisError, Script, is_stale
 from millhand.verdict import Delivery
 
@@ -22,6 +23,8 @@ BEATS_PER_LEASE = 3  # so that two may be missed
 
 class Lease:
     """One delivery in hand, and the work on it that ends if the lease is lost."""
+
+    __slots__ = ("_interrupted", "_worker", "delivery", "lost", "taken_s")
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
@@ -41,6 +44,11 @@ class Lease:
             return None
         finally:
             self._worker = None
+
+    @property
+    def is_worked_on(self) -> bool:
+        """Whether there is work that ends if the lease is lost."""
+        return self._worker is not None
 
     def lose(self) -> None:
         """Somebody else has it: end the work, whose result is of no use."""
@@ -89,12 +97,12 @@ class Leases:
                 del self._held[delivery.id]
 
     @contextmanager
-    def hold_all(self, deliveries: Iterable[Delivery]) -> Iterator[None]:
+    def hold_all(self, deliveries: Iterable[Delivery]) -> Iterator[Mapping[str, Lease]]:
         """Keep the leases of many for the length of the block."""
         leases = {delivery.id: Lease(delivery) for delivery in deliveries}
         self._held.update(leases)
         try:
-            yield
+            yield leases
         finally:
             for entry_id, lease in leases.items():
                 if self._held.get(entry_id) is lease:
@@ -126,12 +134,12 @@ class Leases:
             return
         token = [part for lease in held for part in (lease.delivery.id, lease.delivery.count)]
         answer = await self._renew(keys=[self._keys.input], args=[self._keys.group, self._consumer, *token])
-        lost = [id_bytes.decode() for id_bytes in answer]
-        self._log.debug(
-            "lease.renewed", kept=[one.delivery.id for one in held if one.delivery.id not in lost], lost=lost
-        )
-        for entry_id in lost:
-            lease = self._held.get(entry_id)
-            if lease is not None and lease in held:
-                self._log.info("lease.lost", **lease.delivery.labels())
+        lost = {id_bytes.decode() for id_bytes in answer}
+        if is_at_debug(self._log):
+            kept = [lease.delivery.id for lease in held if lease.delivery.id not in lost]
+            self._log.debug("lease.renewed", kept=kept, lost=sorted(lost))
+        for lease in held:
+            if lease.delivery.id in lost and self._held.get(lease.delivery.id) is lease:
+                if lease.is_worked_on:  # else it is on its way out, and may be gone by our own hand
+                    self._log.info("lease.lost", **lease.delivery.labels())
                 lease.lose()

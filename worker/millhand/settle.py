@@ -1,10 +1,10 @@
 """Carrying a verdict out: the one way by which an event leaves the pending list."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from millhand.verdict import Bury, Delivery, Done, Enriched, Reason, Release, Re
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from structlog.typing import FilteringBoundLogger
+
+T = TypeVar("T")
 
 RESEND_PAUSE_MIN_S = 0.1
 RESEND_PAUSE_MAX_S = 2.0
@@ -144,19 +146,40 @@ def deleted(delivery: Delivery) -> Bury:
 
 async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, log: "FilteringBoundLogger") -> Settled:
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
+    return await _surely(lambda: settler.settle(delivery, verdict), settler, [delivery], verdict, log)
+
+
+async def finish_surely(
+    settler: Settler, finished: Sequence[tuple[Delivery, Enriched]], log: "FilteringBoundLogger"
+) -> list[Settled]:
+    """Write many out, as `settle_surely` does one."""
+    deliveries = [delivery for delivery, _ in finished]
+    return await _surely(lambda: settler.finish_all(finished), settler, deliveries, Done(finished[0][1]), log)
+
+
+async def _surely(
+    send: Callable[[], Awaitable[T]],
+    settler: Settler,
+    deliveries: Sequence[Delivery],
+    verdict: Verdict,
+    log: "FilteringBoundLogger",
+) -> T:
     pause_s = RESEND_PAUSE_MIN_S
     tells_all = is_at_debug(log)
     try:
         while True:
-            if tells_all:
+            for delivery in deliveries if tells_all else ():
                 log.debug("settle.sent", verdict=word_of(verdict), **delivery.labels())
             try:
-                return await settler.settle(delivery, verdict)
+                return await send()
             except RedisError as error:
-                settler.resending[delivery.id] = str(error)
-                say = log.warning if pause_s == RESEND_PAUSE_MIN_S else log.debug
-                say("settle.resending", error=str(error), in_s=pause_s, **delivery.labels())
+                for place, delivery in enumerate(deliveries):
+                    settler.resending[delivery.id] = str(error)
+                    say = log.warning if pause_s == RESEND_PAUSE_MIN_S and not place else log.debug
+                    say("settle.resending", error=str(error), in_s=pause_s, **delivery.labels())
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESEND_PAUSE_MAX_S)
     finally:
-        settler.resending.pop(delivery.id, None)
+        if settler.resending:
+            for delivery in deliveries:
+                settler.resending.pop(delivery.id, None)

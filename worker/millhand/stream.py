@@ -1,7 +1,6 @@
 """The input stream: how it is connected to, read, and where a delivery comes from. The X-commands are spelled here."""
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -25,6 +24,7 @@ CONNECT_TIMEOUT_S = 3.0
 BLOCK_MS = 300  # bounds how long a reader takes to stop, and how long what is handed back waits for an idle worker
 BLOCK_GRACE_S = 5.0
 REDIS_VERSION_MIN = (7, 0)
+ALLOW_OOM = " flags=allow-oom"
 
 RedisError = (exceptions.RedisError, OSError)
 REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
@@ -109,12 +109,14 @@ async def require_streams(redis: "aioredis.Redis") -> str:
 class Script:
     """A script of `lua/`, called by its hash, and with its text where the server has forgotten it.
 
-    Not by SCRIPT LOAD: a server that is full refuses that, but lets a script run that may.
+    Not by SCRIPT LOAD: a server that is full refuses that, but lets a script run that may. One that is not to run
+    `when_full` is refused there, whatever its flags say.
     """
 
-    def __init__(self, redis: "aioredis.Redis", name: str) -> None:
+    def __init__(self, redis: "aioredis.Redis", name: str, *, when_full: bool = True) -> None:
         self._redis = redis
-        self.text = script_text(name)
+        text = script_text(name)
+        self.text = text if when_full else text.replace(ALLOW_OOM, "", 1)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -139,12 +141,13 @@ class Stream:
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
         self._take_due = Script(self._reader, "take_due")
-        self._due_look_s = -math.inf
+        self._due_look_s: float | None = None  # when to look for what is due; None before the first look
         self._clock_ms, self._clock_read_at = 0, time.monotonic()
 
     async def read(self, count: int) -> list[Delivery]:
         """Return up to `count` new entries, after waiting for the first until it is time to look for what is due."""
-        block_ms = max(1, min(BLOCK_MS, round((self._due_look_s - time.monotonic()) * 1000)))
+        look_in_ms = BLOCK_MS if self._due_look_s is None else (self._due_look_s - time.monotonic()) * 1000
+        block_ms = round(max(1.0, min(BLOCK_MS, look_in_ms)))
         reply = await self._reader.execute_command(  # type: ignore[no-untyped-call]
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
@@ -166,11 +169,12 @@ class Stream:
 
     def may_take_due(self) -> bool:
         """Whether it is time to look for what is due: something is, or may have been parked by somebody meanwhile."""
-        return time.monotonic() >= self._due_look_s
+        return self._due_look_s is None or time.monotonic() >= self._due_look_s
 
     def expect_due(self, in_s: float) -> None:
         """Look for what is due after so many seconds at the latest: something has been parked for so long."""
-        self._due_look_s = min(self._due_look_s, time.monotonic() + in_s)
+        if self._due_look_s is not None:
+            self._due_look_s = min(self._due_look_s, time.monotonic() + in_s)
 
     def is_suspect(self, delivery: Delivery) -> bool:
         """Whether a delivery came back from workers that died and has its last chance. It is given out alone."""

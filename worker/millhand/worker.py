@@ -4,8 +4,6 @@ import asyncio
 import os
 import random
 import time
-from collections import Counter
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,40 +14,27 @@ from millhand.cache import Answers
 from millhand.calling import Caller
 from millhand.config import Config
 from millhand.courier import Courier
+from millhand.enriching import Enricher
 from millhand.errors import Malformed, ModelAway
 from millhand.gate import Gate
-from millhand.histogram import Histogram
 from millhand.keys import Keys
+from millhand.known import Finished, Known
 from millhand.lease import Leases
-from millhand.log import is_at_debug, logger
+from millhand.log import logger
 from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
 from millhand.process import run_child
 from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
 from millhand.repetition import Repetitions
-from millhand.settle import Settled, Settler, settle_surely
+from millhand.settle import Settler, finish_surely, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
 from millhand.stream import RedisError, Stream, connect, is_stale, require_streams
 from millhand.tasks.catalogue import chosen_tasks
-from millhand.tasks.task import META, Questions, enrichment_hash
-from millhand.verdict import (
-    Bury,
-    Delivery,
-    Done,
-    Enriched,
-    Failed,
-    Interrupted,
-    Outcome,
-    Policy,
-    Repeated,
-    Retry,
-    Verdict,
-    judge,
-    tell,
-    word_of,
-)
+from millhand.tasks.task import Questions
+from millhand.telling import Teller
+from millhand.verdict import Delivery, Failed, Interrupted, Outcome, Policy, Release, Repeated, Retry, Verdict, judge
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -58,7 +43,7 @@ REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 PROBE_TEXT = "This is a test."  # what a model that was away is asked, to see whether it is back
 MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
-AGES_S = (-1.0, 10 * 365 * 86_400.0)  # beyond these an entry's id is no time, or we do not know the server's yet
+FINISHED_MAX = 500  # in one run of the script: the server is held up for a few milliseconds
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -82,7 +67,6 @@ class Worker:
         self._consumer = consumer
         self._stop = stop
         self._log = log
-        self._tells_all = is_at_debug(log)
         delivery = config.delivery
         self._policy = Policy(
             delivery.retries, delivery.retry_backoff_s, delivery.retry_backoff_max_s, delivery.age_max_s
@@ -99,13 +83,15 @@ class Worker:
         questions = Questions(chosen_tasks(config))
         self._caller = Caller(self._model, self._gate, questions.prompt(PROBE_TEXT), log)
         answers = Answers(courier, keys, config, questions, log)
+        self._enricher = Enricher(config.model.name, consumer, lambda: self._caller.digest)
+        self._teller = Teller(self._stream.age_s, log)
+        self._known = Known(config, answers, self._enricher, self._leases, stop)
         self._asker = Asker(config, questions, self._caller, answers, self._stream.age_s)
         self._slots = config.model.concurrency  # that are free
         self._slot_free = asyncio.Event()
         self._slot_free.set()
         self._walks: set[asyncio.Task[None]] = set()
-        self._settled: Counter[str] = Counter()
-        self._ages = Histogram()  # of events, from their being added to their being settled for good
+        self._finishing: set[asyncio.Task[None]] = set()  # those of them that write out known events
         self._due_turn = False
         self._resumed = asyncio.Event()  # unset while an operator's pause lasts
         self._resumed.set()
@@ -125,16 +111,21 @@ class Worker:
         while not self._stop.requested:
             await self._stop.or_result(self._resumed.wait())
             await self._stop.or_result(self._slot_free.wait())
+            await self._stop.or_result(self._few_finishing())
             places = await self._places(self._slots) if self._slots and self._resumed.is_set() else 0
             self._taking = places > 0 and self._resumed.is_set()
-            calls = self._calls(await self._next(places)) if self._taking else []
+            known, others = await self._known.among(await self._next(places) if self._taking else [])
+            calls = self._calls(others)
+            calls, beyond = calls[:places], calls[places:]
+            self._start_finishing(known)
+            self._start_handing_back(beyond)
             await self._take_up(calls, self._gate.take(len(calls)))
             self._taking = False
         await self._drain()
         renewing.cancel()
         holding.cancel()
         await self._close()
-        self._log.info("worker.stopped", **self._settled)
+        self._log.info("worker.stopped", **self._teller.counts)
 
     def _upkeep_ended(self, upkeep: "asyncio.Task[None]") -> None:
         """Stop if it fails: leases and permits would run out while this worker reads on."""
@@ -164,12 +155,12 @@ class Worker:
             "waits_for": waits_for,
             "asking": self._caller.asking,
             "counts": {
-                "event_s": self._ages.packed(),
+                "event_s": self._teller.ages.packed(),
                 "model_s": self._caller.times.packed(),
                 "tokens": self._caller.tokens,
             },
             **at_the_gate,
-            **self._settled,
+            **self._teller.counts,
         }
 
     async def _open(self) -> bool:
@@ -200,6 +191,11 @@ class Worker:
 
     # -- read -------------------------------------------------------------------------------------------------------
 
+    async def _few_finishing(self) -> None:
+        """Wait until no more than one batch of known events is on its way out: another may be read meanwhile."""
+        while len(self._finishing) > 1:
+            await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
+
     async def _places(self, count: int) -> int:
         """Wait until the model may be asked; return for how many calls, of so many."""
         try:
@@ -209,14 +205,12 @@ class Worker:
             return 0
 
     async def _next(self, count: int) -> list[Delivery]:
-        """Return deliveries for up to `count` calls: by turns what is due, if so, and what is new: neither starves.
-
-        After an error it begins with what is due, because that is refused where Redis is full, and reading is not.
-        """
-        self._due_turn = (not self._due_turn and self._stream.may_take_due()) or self._redis_away is not None
+        """Return deliveries for up to `count` calls: by turns what is due, if so, and what is new: neither starves."""
+        self._due_turn = not self._due_turn and self._stream.may_take_due()
         try:
             each = self._config.model.events_per_call
-            reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each)
+            ahead = self._known.ahead
+            reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each + ahead)
             deliveries = await self._stop.by_deadline(reading) or []
         except RedisError as error:
             await self._wait_for_redis(error)
@@ -224,6 +218,7 @@ class Worker:
         if self._redis_away is not None and not self._stop.requested:
             self._redis_away = None
             self._log.info("redis.back")
+        self._teller.delivered(deliveries)
         return deliveries
 
     async def _wait_for_redis(self, error: BaseException) -> None:
@@ -248,8 +243,6 @@ class Worker:
         So if it kills this worker too, nothing else was in hand that could be buried for it.
         """
         deliveries = [delivery for call in calls for delivery in call]
-        for delivery in deliveries if self._tells_all else ():
-            self._log.debug("event.delivered", attempts=delivery.attempts, **delivery.labels())
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
             self._gate.give_back(permits)  # what is in hand may need it
@@ -289,6 +282,22 @@ class Worker:
         for walk in list(walks):
             walk.add_done_callback(ended)
 
+    def _start_finishing(self, known: Finished) -> None:
+        """Start on writing out what has a known answer; it needs no slot."""
+        if known:
+            walk = asyncio.create_task(self._finish(known))
+            self._finishing.add(walk)
+            self._walks.add(walk)
+            walk.add_done_callback(self._finishing.discard)
+            walk.add_done_callback(partial(self._ended, delivery=known[0][0]))
+
+    def _start_handing_back(self, calls: list[list[Delivery]]) -> None:
+        """Let others have what was read beyond the places and is not known. Nothing is spent."""
+        for delivery in (delivery for call in calls for delivery in call):
+            walk = asyncio.create_task(self._hand_back(delivery))
+            self._walks.add(walk)
+            walk.add_done_callback(partial(self._ended, delivery=delivery))
+
     def _ended(self, walk: asyncio.Task[None], delivery: Delivery) -> None:
         self._walks.discard(walk)
         if not walk.cancelled() and (error := walk.exception()):
@@ -306,8 +315,23 @@ class Worker:
                     return
                 outcome = Interrupted()
             verdict = judge(delivery, outcome, self._policy, random.random())  # noqa: S311 - jitter, no secret
-            settled = await settle_surely(self._settler, delivery, verdict, self._log)
-        self._tell(delivery, verdict, settled)
+            await self._settle(delivery, verdict)
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        with self._leases.hold(delivery):
+            await self._settle(delivery, Release())
+
+    async def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
+        settled = await settle_surely(self._settler, delivery, verdict, self._log)
+        if isinstance(verdict, Retry | Release):
+            self._stream.expect_due(verdict.delay_s if isinstance(verdict, Retry) else 0.0)
+        self._teller.settled(delivery, verdict, settled)
+
+    async def _finish(self, known: Finished) -> None:
+        with self._leases.hold_all(delivery for delivery, _ in known):
+            for first in range(0, len(known), FINISHED_MAX):
+                together = known[first : first + FINISHED_MAX]
+                self._teller.finished(together, await finish_surely(self._settler, together, self._log))
 
     async def _attempt(self, delivery: Delivery, permit: Permit, party: Party | None) -> Outcome:
         """Decode, ask and check. Waits while the model is away; that spends no attempt."""
@@ -322,45 +346,8 @@ class Worker:
                 return Repeated(first)
             asked = await self._asker.ask(delivery, event.text, permit, seat)
         if isinstance(asked, Answered):
-            return self._enriched(delivery, event, asked, time.monotonic() - started_s)
+            return self._enricher.enriched(delivery, event, asked, time.monotonic() - started_s)
         return asked
-
-    def _enriched(self, delivery: Delivery, event: events.Event, answered: Answered, total_s: float) -> Enriched:
-        answer = answered.answer
-        meta = {
-            "model": self._config.model.name,
-            "model_digest": self._caller.digest,
-            "prompt_hash": answered.prompt_hash,
-            "attempts": answered.attempt,
-            "tokens_in": answer.tokens_in,
-            "tokens_out": answer.tokens_out,
-            "model_s": round(answer.model_s, 6),
-            "total_s": round(total_s, 6),
-            "worker": self._consumer,
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            **answered.marks,
-        }
-        return Enriched(
-            data=events.merge(event, {**answered.results, META: meta}),
-            hash=enrichment_hash(answered.results),
-            passed_on={name: delivery.fields[name] for name in events.PASSED_ON if name in delivery.fields},
-        )
-
-    def _tell(self, delivery: Delivery, verdict: Verdict, settled: Settled) -> None:
-        word = word_of(verdict)
-        if isinstance(verdict, Retry):
-            self._stream.expect_due(verdict.delay_s)
-        if settled is Settled.OK and isinstance(verdict, Done | Bury):
-            age_s = self._stream.age_s(delivery)
-            if AGES_S[0] < age_s < AGES_S[1]:
-                self._ages.observe(max(0.0, age_s))
-        self._settled[word if settled is Settled.OK else settled.value] += 1
-        say = self._log.warning if isinstance(verdict, Bury) else self._log.info
-        if isinstance(verdict, Done) and settled is Settled.OK:
-            if not self._tells_all:
-                return
-            say = self._log.debug
-        say("event.settled", verdict=word, settled=settled.value, **delivery.labels(), **tell(verdict))
 
     # -- stop -------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from millhand_fleet.ctl.main import COMPLETE_VARIABLE, PROGRAM, cli
+from millhand_fleet.ctl.cli import COMPLETE_VARIABLE, PROGRAM, cli
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -163,6 +163,7 @@ class Nemesis:
             for _ in range(2 * self._stage.workers):
                 self._stage.producer.order(LONGER_THAN_A_DRAIN)
             _wait(0.5)
+            self._until_delivered()
             for count in (1, self._random.randint(1, 5), self._stage.workers):
                 self._stage.order(count)
                 _wait(0.5)
@@ -439,6 +440,19 @@ class Nemesis:
         found = self._stage.keeper.children(prefix)
         return self._random.choice(found) if found else None
 
+    def _until_delivered(self) -> None:
+        """Wait until all that stands in the stream now has been in a worker's hands: it may lag behind."""
+        key = self._stage.keys.input
+        last: list[bytes] = []
+
+        def all_delivered() -> bool:
+            if not last:
+                last.append(admin.xinfo_stream(key)["last-generated-id"])
+            return any(_id(group["last-delivered-id"]) >= _id(last[0]) for group in admin.xinfo_groups(key))
+
+        with self._admin() as admin:
+            _until(all_delivered, PATIENCE_S)
+
     def _until_there(self, prefix: str) -> None:
         _until(lambda: bool(self._stage.keeper.children(prefix)), FOUND_WITHIN_S)
 
@@ -493,6 +507,11 @@ def _sha(name: str) -> bytes:
 def _errors(code: str) -> "Callable[[blocking_redis.Redis], int]":
     """Return how to ask the server how often it has replied with an error."""
     return lambda admin: int(admin.info("errorstats").get(f"errorstat_{code}", {"count": 0})["count"])
+
+
+def _id(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, number = entry_id.split(b"-")
+    return int(milliseconds), int(number)
 
 
 def _patiently(count: Callable[[], int]) -> int:

@@ -5,29 +5,23 @@ A real fleet on a durable Valkey; the fake model holds every first call, so that
 """
 
 import os
-import platform
 import signal
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
-PROJECT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(PROJECT))
+from tests.fleet.moments import PARKED, HookedFleet, WatchedStreams
+from tests.rig import RedisServer
 
-import click  # noqa: E402 - the project's root has to be found first
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from tests.fleet.moments import PARKED, HookedFleet, WatchedStreams  # noqa: E402
-from tests.rig import RedisServer  # noqa: E402
-
-from scripts.fake_ollama import FakeOllama  # noqa: E402
+from scripts.bench.rows import Report, Row
+from scripts.fake_ollama import FakeOllama
 
 WORKERS, EVENTS = 4, 4  # one of four workers holds four events
+LEASE_S, SWEEP_S = 5.0, 0.5
 SEEN_S_MAX = 2.0  # the promise where the supervisor sees it
 POLL_S = 0.002
 
@@ -39,43 +33,40 @@ class Handover(NamedTuple):
     asked_s: float  # until the model was asked about it again
 
 
-@click.command()
-@click.option("--kills", default=20, show_default=True, help="Of each kind.")
-@click.option("--lease", "lease_s", default=5.0, show_default=True, help="Seconds.")
-@click.option("--sweep", "sweep_s", default=0.5, show_default=True, help="Seconds between the janitor's sweeps.")
-def main(kills: int, lease_s: float, sweep_s: float) -> None:
+def measure(*, short: bool = False) -> Report:
     """Measure the handover, kill by kill."""
-    console = Console(highlight=False)
-    console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-        f"Python {platform.python_version()}, Valkey with appendfsync always; {WORKERS} workers, {EVENTS} events in "
-        f"the victim's hands, lease {lease_s:g} s, sweep {sweep_s:g} s; {kills} kills of each kind"
+    kills = 3 if short else 10
+    rows: list[Row] = []
+    for death, promised_s in {"seen": SEEN_S_MAX, "unseen": LEASE_S + SWEEP_S}.items():
+        with running() as (fleet, streams, fake):
+            found = [killed(fleet, streams, fake, unseen=death == "unseen") for _ in range(kills)]
+        held_s = [max(one.held_s for one in handovers) for handovers in found]
+        asked_s = [max(one.asked_s for one in handovers) for handovers in found]
+        rows.append(
+            {
+                "the_death": death,
+                "held_median_s": median(held_s),
+                "held_worst_s": max(held_s),
+                "promised_s": promised_s,
+                "asked_again_median_s": median(asked_s),
+                "asked_again_worst_s": max(asked_s),
+            }
+        )
+    return Report(
+        f"{WORKERS} workers, {EVENTS} events in the victim's hands, lease {LEASE_S:g} s, sweep {SWEEP_S:g} s, "
+        f"{kills} kills of each kind, appendfsync always; until all are in other hands, and asked about again",
+        rows,
     )
-    table = Table("the death", "until", "median s", "worst s", "promised s")
-    promises = {"seen": SEEN_S_MAX, "unseen": lease_s + sweep_s}
-    for name, promise_s in promises.items():
-        with running(lease_s, sweep_s) as (fleet, streams, fake):
-            found = [killed(fleet, streams, fake, unseen=name == "unseen") for _ in range(kills)]
-        last_held = [max(one.held_s for one in handovers) for handovers in found]
-        last_asked = [max(one.asked_s for one in handovers) for handovers in found]
-        table.add_row(name, "all in other hands", *summary(last_held), f"{promise_s:g}")
-        table.add_row("", "all asked about again", *summary(last_asked), "-")
-    console.print(table)
-
-
-def summary(seconds: list[float]) -> tuple[str, str]:
-    """Return median and worst, readable."""
-    return f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"
 
 
 @contextmanager
-def running(lease_s: float, sweep_s: float) -> Iterator[tuple[HookedFleet, WatchedStreams, FakeOllama]]:
+def running() -> Iterator[tuple[HookedFleet, WatchedStreams, FakeOllama]]:
     """Run a fleet that restarts who was killed without much back-off, since we kill more than nature does."""
     settings = {
         "MILLHAND_FLEET_WORKERS": str(WORKERS),
         "MILLHAND_MODEL_CONCURRENCY": str(EVENTS),
-        "MILLHAND_DELIVERY_LEASE_S": str(lease_s),
-        "MILLHAND_JANITOR_EVERY_S": str(sweep_s),
+        "MILLHAND_DELIVERY_LEASE_S": str(LEASE_S),
+        "MILLHAND_JANITOR_EVERY_S": str(SWEEP_S),
     }
     with (
         tempfile.TemporaryDirectory(prefix="millhand-bench-") as folder,
@@ -123,7 +114,3 @@ def until_in_other_hands(streams: WatchedStreams, victim: str, orphans: set[str]
                 found[event] = time.monotonic()
         time.sleep(POLL_S)
     return found
-
-
-if __name__ == "__main__":
-    main()
