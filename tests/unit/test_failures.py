@@ -81,7 +81,7 @@ async def drip(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(SHORT_S / 20)
 
 
-def caused(error: httpx.TransportError, cause: OSError) -> httpx.TransportError:
+def caused(error: httpx.TransportError, cause: OSError | UnicodeError) -> httpx.TransportError:
     error.__cause__ = cause
     return error
 
@@ -119,6 +119,7 @@ WRONG = (Misconfigured, "model_refuses", "lost", "nothing", "open")
 CONNECTIONS = [
     Case("connection refused", NOBODY, Seen.UNREACHABLE, *UNREACHABLE),
     Case("unknown host", caused(httpx.ConnectError("x"), socket.gaierror()), Seen.UNKNOWN_HOST, *UNREACHABLE),
+    Case("no host's name", caused(httpx.ConnectError("x"), UnicodeError()), Seen.UNKNOWN_HOST, *UNREACHABLE),
     Case("no connection in time", httpx.ConnectTimeout("x"), Seen.CONNECT_TIMEOUT, *UNREACHABLE),
     Case("all connections taken", httpx.PoolTimeout("x"), Seen.POOL_FULL, *UNREACHABLE),
     Case("TLS with a plain server", NO_TLS, Seen.NO_TLS, Misconfigured, "model_unreachable", "", "nothing", "open"),

@@ -365,6 +365,18 @@ async def test_a_name_without_an_address_is_told_as_such() -> None:
 
 
 @on_each_loop
+@pytest.mark.parametrize("host", ["model..test", "m" * 64 + ".test"])
+async def test_a_name_that_can_have_no_address_is_told_as_such(host: str) -> None:
+    """A slip of whoever configured it must not end the worker."""
+    url = httpx.URL(f"http://{host}")
+    async with wire_to(url) as wire:
+        with pytest.raises(httpx.ConnectError) as caught:
+            await asked(wire, url)
+        assert isinstance(caught.value.__cause__, socket.gaierror | UnicodeError)
+        assert not wire._open
+
+
+@on_each_loop
 async def test_a_host_is_reached_at_whichever_of_its_addresses_answers() -> None:
     """The first refuses, the second is silent, the third serves."""
     async with Server(sends(GOOD)) as server:

@@ -181,7 +181,7 @@ def _seen(error: Exception) -> Seen:
 
 def _seen_connecting(error: Exception) -> Seen:
     causes = list(_causes(error))
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
+    if any(isinstance(cause, socket.gaierror | UnicodeError) for cause in causes):
         return Seen.UNKNOWN_HOST
     tls = [cause for cause in causes if isinstance(cause, ssl.SSLError)]
     hung_up = any(isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in tls)

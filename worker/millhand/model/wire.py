@@ -180,7 +180,7 @@ class Wire(httpx.AsyncBaseTransport):
             self.drop(connection)
             if isinstance(error, TimeoutError):
                 raise httpx.ConnectTimeout(str(error)) from error
-            if isinstance(error, OSError):
+            if isinstance(error, OSError | UnicodeError):  # of a name that can be no host's
                 raise httpx.ConnectError(str(error)) from error
             raise
         return connection
