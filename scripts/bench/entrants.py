@@ -176,17 +176,17 @@ MILLHAND = Entrant(
     "millhand",
     "millhand",
     None,
-    {W0: 64, W1: 16, W2: 20, W3: 72},
+    {W0: 128, W1: 64, W2: 20, W3: 80},
     queues=(INPUT,),
-    pace={W0: 2000, W1: 500, W2: 160, W3: 600},
+    pace={W0: 30_000, W1: 4000, W2: 160, W3: 1280},
     settings={
         W0: {"cache.ttl_s": 3600},
-        W1: {"model.in_flight_max": 64},
+        W1: {"model.in_flight_max": 128},
         W2: {"model.in_flight_max": 20},
-        W3: {"model.in_flight_max": 72},
+        W3: {"model.in_flight_max": 80},
     },
 )
-AUTO = Entrant("auto", 'millhand, "auto"', None, {W2: 20, W3: 72}, queues=(INPUT,), pace=MILLHAND.pace)
+AUTO = Entrant("auto", 'millhand, "auto"', None, {W2: 20, W3: 80}, queues=(INPUT,), pace=MILLHAND.pace)
 PEERS = (
     Entrant(
         "plain",
@@ -196,15 +196,15 @@ PEERS = (
         client_each=(),
         pace={W0: 10_000, W1: 500, W2: 160, W3: 400},
     ),
-    Entrant("plain", "hand-written, client per slot", _plain, {W1: 16, W2: 20, W3: 72}),
+    Entrant("plain", "hand-written, client per slot", _plain, {W1: 16, W2: 20, W3: 96}),
     Entrant("plain", "hand-written, in bulk", _bulk, {W0: 1}, pace={W0: 40_000}),
-    Entrant("faststream", "FastStream", _faststream, {W0: 100, W1: 16, W2: 20, W3: 72}, pace=PACE | {W0: 4000}),
-    Entrant("taskiq", "taskiq-redis", _taskiq, {W0: 32, W1: 8, W2: 20, W3: 72}, pace=PACE | {W0: 3000}),
+    Entrant("faststream", "FastStream", _faststream, {W0: 100, W1: 16, W2: 20, W3: 96}, pace=PACE | {W0: 4000}),
+    Entrant("taskiq", "taskiq-redis", _taskiq, {W0: 32, W1: 8, W2: 20, W3: 96}, pace=PACE | {W0: 3000}),
     Entrant(
         "dramatiq",
         "Dramatiq",
         _dramatiq,
-        {W0: 1, W1: 16, W2: 20, W3: 72},
+        {W0: 1, W1: 16, W2: 20, W3: 96},
         queues=("dramatiq:default",),
         pace=PACE | {W0: 6000},
     ),
