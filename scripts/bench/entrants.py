@@ -34,6 +34,10 @@ class Stage(NamedTuple):
     model: FastModel
 
 
+class NotStarted(Exception):
+    """An entrant's workers do not take events; with the end of their log."""
+
+
 @dataclass(frozen=True, eq=False)
 class Entrant:
     """One product. `commands` start its workers, given the cell and the events in flight; None is millhand itself.
@@ -82,7 +86,7 @@ class Entrant:
             while int(stage.client.get(READY) or 0) < expected:
                 if time.monotonic() > deadline:
                     log.seek(0)
-                    sys.exit(f"{self.label} did not start: {log.read()[-LOG_CHARS_MAX:]}")
+                    raise NotStarted(f"{self.label} did not start: {log.read()[-LOG_CHARS_MAX:]}")
                 time.sleep(POLL_S)
             yield pids
 
@@ -90,6 +94,15 @@ class Entrant:
         """Return how many events each of its processes has in hand."""
         in_flight = self.in_flight[cell.case]
         return -(-in_flight // cell.processes) if cell.case.ideal_per_s else in_flight
+
+    @property
+    def settings_in_words(self) -> str:
+        """Say what was chosen for it."""
+        told = [f"{case.name} {count}{' in all' if case.ideal_per_s else ''}" for case, count in self.in_flight.items()]
+        own = [f"{case.name} {key} = {of}" for case, keys in self.settings.items() for key, of in keys.items()]
+        if self.commands and any(case.asks for case in self.in_flight):
+            own.append("an httpx client for each" if self.client_each else "one httpx client a process")
+        return "; ".join([f"in flight in each process: {', '.join(told)}", *own])
 
     def feeder(self, stage: Stage, first: int, count: int, per_s: float | None = None) -> "subprocess.Popen[bytes]":
         """Start adding events as its users do: all at once, or evenly."""
