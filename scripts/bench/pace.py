@@ -29,10 +29,12 @@ def pace(fleet: RunningFleet, server: RedisServer, client: Any, warm: Iterable[b
     backlog.fill(client, HELD, work)
     count = client.xlen(HELD)
     assert fleet.process is not None  # noqa: S101 - for the type checker: it is up
-    spent_s, server_s = cpu_s(fleet.process.pid), cpu_s(server.pid)
-    span = backlog.timed(client, [INPUT], OUTPUT, count)
+    spent_s = cpu_s(fleet.process.pid)
+    start_s = backlog.begin(client, [INPUT], OUTPUT)
+    server_s = cpu_s(server.pid)
+    seconds = backlog.wait_for(client, OUTPUT, count) - start_s
     spent_s, server_s = cpu_s(fleet.process.pid) - spent_s, cpu_s(server.pid) - server_s
     sources = {fields[b"src"] for _, fields in client.xrange(OUTPUT)}
     if len(sources) != count or client.xlen(OUTPUT) != count:
         raise backlog.NotOnce(f"{client.xlen(OUTPUT)} records of {len(sources)} events, of {count}")
-    return Pace(count / span.seconds, spent_s / count * 1000, server_s / count * 1000)
+    return Pace(count / seconds, spent_s / count * 1000, server_s / count * 1000)

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from scripts.bench.cases import Cell
+from scripts.bench.cases import CASES, Cell
 from scripts.bench.figures import Spread
 from scripts.bench.summary import Goal, Key, Summary
 
-LEGEND = """\
+LEGEND = f"""\
+{"; ".join(f"{case.name}: {case.what}" for case in CASES)}.
+1p, 2p: worker processes; but Celery has one for each call under way, and each product what else it runs beside them.
 Backlogs: events/s ±half the spread of the runs (CPU ms an event, of the workers with all their kin; of the server).
-W2 and W3: also the share of what the model can do. At 80% of its load: latency p50 / p99 ms from raw to enriched."""
+W2 and W3: first the share of what the model can do. At 80% of its load: latency p50 / p99 ms from raw to enriched.
+Durability is the server's appendonly and appendfsync; all goals are judged where it keeps nothing."""
 
 
 def figures_table(found: Mapping[Key, Summary], cells: Sequence[Cell]) -> Table:

@@ -150,14 +150,18 @@ def measure(lanes: Sequence[Lane], repeat: int, seconds: float, failed: list[str
 
 
 def count_for(lane: Lane, seconds: float, last_per_s: float | None) -> int:
-    """Return how many events keep a lane busy for about so long; twice that where the rarest latencies count."""
+    """Return how many events keep a lane busy for about so long; twice that where the rarest latencies count.
+
+    Of a backlog, the model's slots take whole rounds: in a last one that is not full nobody could reach the ideal.
+    """
     case = lane.cell.case
     expected_per_s = last_per_s or lane.entrant.pace[case] * lane.cell.processes
     if lane.cell.load:
         seconds *= 2
     if case.ideal_per_s:
         expected_per_s = min(expected_per_s, case.ideal_per_s * (lane.cell.load or 1.0))
-    return max(COUNT_MIN, min(COUNT_MAX, round(expected_per_s * seconds)))
+    count = max(COUNT_MIN, min(COUNT_MAX, round(expected_per_s * seconds)))
+    return -(-count // case.slots) * case.slots if case.ideal_per_s and not lane.cell.load else count
 
 
 def summaries(results: Mapping[Lane, Sequence[Result]]) -> dict[Key, Summary]:

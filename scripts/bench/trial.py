@@ -56,7 +56,9 @@ def trial(entrant: Entrant, cell: Cell, durability: str, count: int) -> Result:
             spent, spent_server = cpu_s(*pids), cpu_s(running.pid)
             latencies: list[float] = []
             if cell.load is None:
-                seconds = backlog.timed(client, entrant.queues, entrant.output, count).seconds
+                start_s = backlog.begin(client, entrant.queues, entrant.output)
+                spent_server = cpu_s(running.pid)
+                seconds = backlog.wait_for(client, entrant.output, count) - start_s
             else:
                 client.delete(entrant.output)
                 began_s = time.monotonic()
@@ -65,6 +67,8 @@ def trial(entrant: Entrant, cell: Cell, durability: str, count: int) -> Result:
             spent, spent_server = cpu_s(*pids) - spent, cpu_s(running.pid) - spent_server
             backlog.check(client, entrant.output, FIRST, count)
         stats = model.stats()
+        if stats["calls"] < count if cell.case.asks else stats["calls"]:
+            raise backlog.NotOnce(f"the model was asked {stats['calls']} times about {count} events")
         return Result(
             entrant.name,
             cell.name,

@@ -1,11 +1,13 @@
 """The benchmark's smallest form: millhand, and a loop that runs in this environment, each with few events."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scripts.bench import venvs
+from scripts.bench.backlog import NotOnce
 from scripts.bench.cases import W0, W1, W2, Cell
 from scripts.bench.entrants import MILLHAND, PEERS, Entrant
 from scripts.bench.trial import trial
@@ -25,6 +27,12 @@ def test_a_backlog_comes_out_once_and_is_asked_about_once(entrant: Entrant) -> N
     result = trial(entrant, Cell(W1, 2), "none", EVENTS)
     assert (result.calls, result.events) == (EVENTS, EVENTS)
     assert result.cpu_ms > 0
+
+
+def test_whoever_has_not_asked_the_model_has_not_done_the_work() -> None:
+    (in_bulk,) = (one for one in PEERS if set(one.in_flight) == {W0})
+    with pytest.raises(NotOnce, match="the model was asked 0 times about 60 events"):
+        trial(replace(in_bulk, in_flight={W1: 1}), Cell(W1, 1), "none", EVENTS)
 
 
 def test_the_loop_asks_nobody_where_every_answer_is_known() -> None:

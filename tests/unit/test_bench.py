@@ -129,10 +129,17 @@ def test_nothing_measured_is_no_goal_met() -> None:
 
 def test_a_run_is_as_long_as_the_last_one_makes_expect_but_the_model_bounds_it() -> None:
     lane = Lane(MILLHAND, "none", BY_NAME["W2 2p"])
-    assert count_for(lane, 3.0, last_per_s=100.0) == 300
+    assert count_for(lane, 3.0, last_per_s=100.0) == 304
     assert count_for(lane, 3.0, last_per_s=10_000.0) == 960
-    assert count_for(lane, 0.0, last_per_s=None) == COUNT_MIN
+    assert COUNT_MIN <= count_for(lane, 0.0, last_per_s=None) < COUNT_MIN + 16
     assert count_for(Lane(MILLHAND, "none", Cell(lane.cell.case, 2, load=0.5)), 3.0, last_per_s=10_000.0) == 960
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.case.ideal_per_s and not cell.load])
+def test_a_backlog_fills_all_slots_of_the_model_to_the_end(cell: Cell) -> None:
+    """Or even an ideal product would fall short of the ideal, by up to one round of some sixty."""
+    for last_per_s in (101.0, 307.0, 1249.0):
+        assert count_for(Lane(MILLHAND, "none", cell), 3.0, last_per_s) % cell.case.slots == 0
 
 
 def test_the_full_form_has_everybody_and_the_short_one_the_strongest() -> None:
