@@ -171,7 +171,9 @@ def _dramatiq(cell: Cell, each: int) -> list[list[str]]:
 
 
 def _arq(cell: Cell, _each: int) -> list[list[str]]:
-    return [["arq", "scripts.bench.peers.arq.Worker"]] * cell.processes
+    return [
+        ["arq", "scripts.bench.peers.arq.Worker", "--custom-log-dict", "scripts.bench.peers.arq.LOG"]
+    ] * cell.processes
 
 
 def _celery(cell: Cell, each: int) -> list[list[str]]:
