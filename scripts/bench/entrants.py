@@ -43,8 +43,8 @@ class Entrant:
     """One product. `commands` start its workers, given the cell and the events in flight; None is millhand itself.
 
     `in_flight` is how many events it has in hand, by case, as tried out: all its processes together where the model has
-    slots, else each of them; cases that are not there are not run. `queues` are the keys
-    of its backlog, `pace` what one process does in a second, by case: it sizes the first run, and no figure.
+    slots, up to `each_max` each, else each of them; cases that are not there are not run. `queues` are the keys of its
+    backlog, `pace` what one process does in a second, by case: it sizes the first run, and no figure.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Entrant:
     queues: Sequence[str] = (QUEUE,)
     client_each: Sequence[Case] = (W1, W2, W3)
     pace: Mapping[Case, float] = field(default_factory=lambda: PACE)
+    each_max: int = sys.maxsize
     pool: bool = False  # a process for each event in flight
     settings: Mapping[Case, Mapping[str, object]] = field(default_factory=dict)  # millhand's own
 
@@ -93,13 +94,15 @@ class Entrant:
     def each(self, cell: Cell) -> int:
         """Return how many events each of its processes has in hand."""
         in_flight = self.in_flight[cell.case]
-        return -(-in_flight // cell.processes) if cell.case.ideal_per_s else in_flight
+        return min(self.each_max, -(-in_flight // cell.processes)) if cell.case.ideal_per_s else in_flight
 
     @property
     def settings_in_words(self) -> str:
         """Say what was chosen for it."""
         told = [f"{case.name} {count}{' in all' if case.ideal_per_s else ''}" for case, count in self.in_flight.items()]
         own = [f"{case.name} {key} = {of}" for case, keys in self.settings.items() for key, of in keys.items()]
+        if self.each_max < sys.maxsize:
+            own.append(f"of a number in all {self.each_max} each at most")
         if self.commands and any(case.asks for case in self.in_flight):
             own.append("an httpx client for each" if self.client_each else "one httpx client a process")
         return "; ".join([f"in flight in each process: {', '.join(told)}", *own])
@@ -209,6 +212,7 @@ PEERS = (
         _plain,
         {W0: 100, W1: 8, W2: 20, W3: 72},
         client_each=(),
+        each_max=32,  # beyond some 40, one client needs many times the CPU time
         pace={W0: 10_000, W1: 500, W2: 160, W3: 400},
     ),
     Entrant("plain", "hand-written, client per slot", _plain, {W1: 16, W2: 20, W3: 96}),

@@ -142,6 +142,12 @@ def test_a_backlog_fills_all_slots_of_the_model_to_the_end(cell: Cell) -> None:
         assert count_for(Lane(MILLHAND, "none", cell), 3.0, last_per_s) % cell.case.slots == 0
 
 
+def test_a_loop_with_one_http_client_has_no_more_in_flight_than_that_client_bears() -> None:
+    """In one process of 72 calls it would reach a fifth of what it does with 32."""
+    loop = PEERS[0]
+    assert [loop.each(BY_NAME[name]) for name in ("W0 1p", "W2 2p", "W3 1p", "W3 2p")] == [100, 10, 32, 32]
+
+
 def test_the_full_form_has_everybody_and_the_short_one_the_strongest() -> None:
     full = list(chosen(full=True, only=(), names=(), durability=()))
     short = list(chosen(full=False, only=(), names=(), durability=()))
