@@ -204,7 +204,7 @@ MILLHAND = Entrant(
         W3: {"model.in_flight_max": 80},
     },
 )
-AUTO = Entrant("auto", 'millhand, "auto"', None, {W2: 20, W3: 80}, queues=(INPUT,), pace=MILLHAND.pace)
+AUTO = Entrant("auto", 'millhand, "auto"', None, {W1: 64, W2: 20, W3: 80}, queues=(INPUT,), pace=MILLHAND.pace)
 PEERS = (
     Entrant(
         "plain",
