@@ -18,7 +18,7 @@
 -- model at work while what it has answered is settled and the next is read, which comes in batches.
 -- It grows only where it is what holds calls back (as a congestion window does: RFC 7661), which admit tells by
 -- `wanting`; so it ends a little above what the workers together would take. Each step is judged by calls that began
--- after it.
+-- after it, and there are as many as the limit while it doubles, later twice as many.
 -- What is measured: calls, `queue_us` in the model's queue, `busy_us` in which calls were under way, and of that
 -- `wanting_us`; an idle hour between two bursts counts for nothing.
 -- A call that began before the gate was last shut says nothing of how the model does since: `generation` and `shut` tell.
@@ -188,8 +188,8 @@ local function step()
   add('queue_us', measured.queue_us)
   add('busy_us', busy_us)
   add('wanting_us', known.wanting and busy_us or 0)
-  local now_limit = limit()
-  if number('counted') < math.max(CALLS_MIN, 2 * now_limit) then
+  local now_limit, doubling = limit(), tostring(known.doubling) ~= '0'
+  if number('counted') < math.max(CALLS_MIN, (doubling and 1 or 2) * now_limit) then
     return
   end
   local waiting = number('queue_us') / math.max(1, number('busy_us'))
@@ -197,7 +197,6 @@ local function step()
   if waiting > enough + math.max(1, enough) then
     set_limit(math.floor(now_limit - waiting + enough + 0.5), 0)
   elseif waiting < enough and number('wanting_us') >= WANTING_SHARE * number('busy_us') then
-    local doubling = tostring(known.doubling) ~= '0'
     set_limit(doubling and 2 * now_limit or now_limit + 1, doubling and 1 or 0)
   else
     begin_measuring()
