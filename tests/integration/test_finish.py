@@ -91,3 +91,22 @@ async def test_finish_without_its_group_says_so_and_writes_nothing(race: Race, s
     with pytest.raises(ResponseError, match="NOGROUP"):
         await settler.settle(delivery, DONE)
     assert await race.output() == []
+
+
+async def test_many_finished_at_once_are_each_fenced_for_themselves(race: Race, settler: Settler) -> None:
+    """F6: in any order, with strangers' entries between them, one gone before, one there twice: each leaves once."""
+    deliveries, strangers = [], []
+    for _ in range(6):
+        deliveries.append(await race.delivered())
+        strangers.append(await race.delivered("stranger:w1:b"))
+    first, gone, *rest = deliveries
+    await settler.settle(gone, DONE)
+
+    finished = [(delivery, DONE.enriched) for delivery in (*reversed(rest), gone, first, first, *rest)]
+    answers = await settler.finish_all(finished)
+
+    ok, late = Settled.OK, Settled.GONE
+    assert answers == [*[ok] * len(rest), late, ok, late, *[late] * len(rest)]
+    assert set(await race.enriched()) == {delivery.id for delivery in deliveries}
+    assert set(await race.held()) == {delivery.id for delivery in strangers}
+    assert await race.totals() == {"enriched": 6}

@@ -22,7 +22,9 @@ FENCE = "if pending[2] ~= owner or pending[4] ~= count then"
 STANDS = "if #redis.call('XRANGE', key, id, id) == 0 then"
 NEVER = "if false then"
 WRONG = {
-    "finish does not ask": ("finish", "if #redis.call('XPENDING', key, group, id, id, 1) == 0 then", NEVER),
+    "finish does not ask": ("finish", "if not pending[id] and #redis.call('XPENDING', key, group, id, id, 1) == 0 then",
+                            NEVER),
+    "finish by a neighbour": ("finish", "pending[row[1]] = true", "pending[ARGV[2]] = true"),
     "finish leaves a due time": ("finish", "redis.call('ZREM', parked, id)", ""),
     "bury by anybody": ("bury", FENCE, NEVER),
     "bury without the count": ("bury", FENCE, "if pending[2] ~= owner then"),

@@ -11,7 +11,8 @@
 --
 -- XADD stands before XACK: an XADD that fails (wrong type, no permission) ends the script and leaves its event pending.
 -- What stood before it is done, and counted. That XACK is permitted is asked first, for else every call would write once
--- more. Whether anything is parked or retried at all is asked once for all. Safe to send again.
+-- more. Whether anything is parked or retried at all is asked once for all. So is what is pending, since events that were
+-- read together stand side by side there; what is not among that is asked about alone. Safe to send again.
 local HEAD = 4
 local key, output, parked, attempts, redrives, totals = unpack(KEYS)
 local group = ARGV[1]
@@ -20,11 +21,15 @@ if not redis.acl_check_cmd('XACK', key, group, ARGV[2]) then
 end
 local any_came_back = redis.call('EXISTS', parked, attempts, redrives) > 0
 local answers, written, failed = {}, 0, nil
+local pending = {}
+for _, row in ipairs(redis.call('XPENDING', key, group, ARGV[2], '+', math.floor((#ARGV - 1) / HEAD))) do
+  pending[row[1]] = true
+end
 local place = 2
 while place < #ARGV and not failed do
   local id, values = ARGV[place], tonumber(ARGV[place + 3])
   local last = place + HEAD + values - 1
-  if #redis.call('XPENDING', key, group, id, id, 1) == 0 then
+  if not pending[id] and #redis.call('XPENDING', key, group, id, id, 1) == 0 then
     answers[#answers + 1] = 'gone'
   else
     local data, hash = ARGV[place + 1], ARGV[place + 2]
@@ -33,6 +38,7 @@ while place < #ARGV and not failed do
       failed = added
     else
       redis.call('XACK', key, group, id)
+      pending[id] = nil  -- it may be here twice, out of the hands of one worker
       if any_came_back then
         redis.call('ZREM', parked, id)
         redis.call('HDEL', attempts, id)
