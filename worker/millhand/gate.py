@@ -154,7 +154,7 @@ class Gate:
         return 0
 
     def take(self, calls: int) -> list[Permit]:
-        """Return a permit for each call that events have come for. What is left is kept for the next read, which is near.
+        """Return a permit for each call that events have come for. The rest is kept for the next read, which is near.
 
         Where nothing has come it is given back. A call in hand may have taken one of the places meanwhile: then the
         last permits are not held yet.
@@ -170,7 +170,7 @@ class Gate:
         self.give_back(left)
 
     def _may_keep(self, idle: list[Permit]) -> bool:
-        """Whether a read that begins now ends while these are fresh. Where there is a rate, places follow its tokens."""
+        """Whether a read that begins now ends while these are fresh. Where there is a rate, they follow its tokens."""
         ends_s = time.monotonic() + BLOCK_MS / 1000
         return self.away is None and not self._interval_us and all(ends_s < permit.fresh_until_s for permit in idle)
 
