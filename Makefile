@@ -46,7 +46,7 @@ format: $(SYNCED) ## Rewrite the sources in the project's format
 	@$(BIN)/ruff format $(SOURCES)
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
 
-bench: $(SYNCED) ## Measure speed beside three of what one would take instead: six minutes
+bench: $(SYNCED) ## Measure speed beside three of what one would take instead: seven minutes
 	@$(BIN)/python -m scripts.bench.run
 
 bench-full: $(SYNCED) ## The same with everybody, on every kind of server: with memory, latency and the rest: an hour

@@ -37,7 +37,7 @@ def in_words(told: Mapping[str, object]) -> str:
 
 
 def _value(value: object) -> str:
-    return ", ".join(f"{name} {of}" for name, of in value.items()) if isinstance(value, Mapping) else str(value)
+    return "".join(f"\n  {name}: {of}" for name, of in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _cpu() -> str:

@@ -34,6 +34,10 @@ class Stage(NamedTuple):
     model: FastModel
 
 
+class NotStarted(Exception):
+    """An entrant's workers do not take events; with the end of their log."""
+
+
 @dataclass(frozen=True, eq=False)
 class Entrant:
     """One product. `commands` start its workers, given the cell and the events in flight; None is millhand itself.
@@ -82,7 +86,7 @@ class Entrant:
             while int(stage.client.get(READY) or 0) < expected:
                 if time.monotonic() > deadline:
                     log.seek(0)
-                    sys.exit(f"{self.label} did not start: {log.read()[-LOG_CHARS_MAX:]}")
+                    raise NotStarted(f"{self.label} did not start: {log.read()[-LOG_CHARS_MAX:]}")
                 time.sleep(POLL_S)
             yield pids
 
@@ -90,6 +94,15 @@ class Entrant:
         """Return how many events each of its processes has in hand."""
         in_flight = self.in_flight[cell.case]
         return -(-in_flight // cell.processes) if cell.case.ideal_per_s else in_flight
+
+    @property
+    def settings_in_words(self) -> str:
+        """Say what was chosen for it."""
+        told = [f"{case.name} {count}{' in all' if case.ideal_per_s else ''}" for case, count in self.in_flight.items()]
+        own = [f"{case.name} {key} = {of}" for case, keys in self.settings.items() for key, of in keys.items()]
+        if self.commands and any(case.asks for case in self.in_flight):
+            own.append("an httpx client for each" if self.client_each else "one httpx client a process")
+        return "; ".join([f"in flight in each process: {', '.join(told)}", *own])
 
     def feeder(self, stage: Stage, first: int, count: int, per_s: float | None = None) -> "subprocess.Popen[bytes]":
         """Start adding events as its users do: all at once, or evenly."""
@@ -176,17 +189,17 @@ MILLHAND = Entrant(
     "millhand",
     "millhand",
     None,
-    {W0: 64, W1: 16, W2: 20, W3: 72},
+    {W0: 128, W1: 64, W2: 20, W3: 80},
     queues=(INPUT,),
-    pace={W0: 2000, W1: 500, W2: 160, W3: 600},
+    pace={W0: 30_000, W1: 4000, W2: 160, W3: 1280},
     settings={
         W0: {"cache.ttl_s": 3600},
-        W1: {"model.in_flight_max": 64},
+        W1: {"model.in_flight_max": 128},
         W2: {"model.in_flight_max": 20},
-        W3: {"model.in_flight_max": 72},
+        W3: {"model.in_flight_max": 80},
     },
 )
-AUTO = Entrant("auto", 'millhand, "auto"', None, {W2: 20, W3: 72}, queues=(INPUT,), pace=MILLHAND.pace)
+AUTO = Entrant("auto", 'millhand, "auto"', None, {W2: 20, W3: 80}, queues=(INPUT,), pace=MILLHAND.pace)
 PEERS = (
     Entrant(
         "plain",
@@ -196,15 +209,15 @@ PEERS = (
         client_each=(),
         pace={W0: 10_000, W1: 500, W2: 160, W3: 400},
     ),
-    Entrant("plain", "hand-written, client per slot", _plain, {W1: 16, W2: 20, W3: 72}),
+    Entrant("plain", "hand-written, client per slot", _plain, {W1: 16, W2: 20, W3: 96}),
     Entrant("plain", "hand-written, in bulk", _bulk, {W0: 1}, pace={W0: 40_000}),
-    Entrant("faststream", "FastStream", _faststream, {W0: 100, W1: 16, W2: 20, W3: 72}, pace=PACE | {W0: 4000}),
-    Entrant("taskiq", "taskiq-redis", _taskiq, {W0: 32, W1: 8, W2: 20, W3: 72}, pace=PACE | {W0: 3000}),
+    Entrant("faststream", "FastStream", _faststream, {W0: 100, W1: 16, W2: 20, W3: 96}, pace=PACE | {W0: 4000}),
+    Entrant("taskiq", "taskiq-redis", _taskiq, {W0: 32, W1: 8, W2: 20, W3: 96}, pace=PACE | {W0: 3000}),
     Entrant(
         "dramatiq",
         "Dramatiq",
         _dramatiq,
-        {W0: 1, W1: 16, W2: 20, W3: 72},
+        {W0: 1, W1: 16, W2: 20, W3: 96},
         queues=("dramatiq:default",),
         pace=PACE | {W0: 6000},
     ),

@@ -8,6 +8,7 @@ Each trial has a server and a model of its own, warm workers, and a check that e
 repetitions are interleaved, so that whatever else the machine does hits everybody. Results go to a JSON file.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,9 +20,10 @@ import msgspec
 from rich.console import Console
 
 from scripts.bench import report
+from scripts.bench.backlog import NotOnce
 from scripts.bench.cases import CELLS, Cell
 from scripts.bench.conditions import conditions, in_words
-from scripts.bench.entrants import AUTO, MILLHAND, PEERS, Entrant
+from scripts.bench.entrants import AUTO, MILLHAND, PEERS, Entrant, NotStarted
 from scripts.bench.limit import model_limit_per_s
 from scripts.bench.measurements import measured
 from scripts.bench.plot import picture
@@ -53,6 +55,7 @@ class Told(msgspec.Struct):
     """The file of results."""
 
     conditions: Mapping[str, object]
+    failed: list[str]
     goals: Sequence[Goal]
     measurements: Mapping[str, Report]
     summaries: list[Summary]
@@ -85,10 +88,12 @@ def main(
     told = conditions(
         runs=f"{repeat} of about {seconds:g} s each, interleaved; backlogs: {WARM} events before the clock",
         model=f"fast fake on the same cores, answers {model_limit_per_s():,.0f} calls/s at most",
+        settings={lane.entrant.label: lane.entrant.settings_in_words for lane in lanes},
         peers={lane.entrant.name: versions_of(lane.entrant.name) for lane in lanes if lane.entrant.commands},
     )
     console.print(in_words(told), markup=False)
-    results = measure(lanes, repeat, seconds)
+    failed: list[str] = []
+    results = measure(lanes, repeat, seconds, failed)
     found = summaries(results)
     stand = goals(found)
     cells = [cell for cell in CELLS if any(lane.cell == cell for lane in lanes)]
@@ -98,14 +103,19 @@ def main(
     stand += [goal for measurement in more.values() for goal in measurement.goals]
     stem = RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}"
     everything = [result for runs in results.values() for result in runs]
-    write(json_file or stem.with_suffix(".json"), encoded(Told(told, stand, more, list(found.values()), everything)))
+    write(
+        json_file or stem.with_suffix(".json"),
+        encoded(Told(told, failed, stand, more, list(found.values()), everything)),
+    )
     title = f"millhand and what one would take instead ({told['date']}, {told['machine']})"
     write(plot_file or stem.with_suffix(".svg"), picture(found, title).encode())
+    if failed:
+        sys.exit("\n".join(["these runs failed:", *failed]))
 
 
 def chosen(*, full: bool, only: Sequence[str], names: Sequence[str], durability: Sequence[str]) -> Iterator[Lane]:
     """Yield what is to be run, in its order."""
-    cells = [cell for cell in CELLS if cell.name in (names or (SHORT_CELLS if not full else cell.name))]
+    cells = [cell for cell in CELLS if cell.name in (names or SHORT_CELLS) or (full and not names)]
     wanted = only or (None if full else (MILLHAND.name, *SHORT_ENTRANTS))
     entrants = [one for one in (MILLHAND, AUTO, *PEERS) if wanted is None or one.name in wanted]
     for cell in cells:
@@ -116,27 +126,35 @@ def chosen(*, full: bool, only: Sequence[str], names: Sequence[str], durability:
             yield from (Lane(MILLHAND, kind, cell) for kind in (("everysec", "always") if full else ("always",)))
 
 
-def measure(lanes: Sequence[Lane], repeat: int, seconds: float) -> dict[Lane, list[Result]]:
-    """Run all lanes in turn, again and again; a run is as long as the lane's last one makes expect."""
+def measure(lanes: Sequence[Lane], repeat: int, seconds: float, failed: list[str]) -> dict[Lane, list[Result]]:
+    """Run all lanes in turn, again and again; a run is as long as the lane's last one makes expect.
+
+    A run in which an event was lost, doubled or altered has no figures: it goes to `failed`.
+    """
     results: dict[Lane, list[Result]] = defaultdict(list)
     for number in range(repeat):
         for lane in lanes:
             last = results[lane][-1].events_per_s if results[lane] else None
             count = count_for(lane, seconds, last)
-            result = trial(lane.entrant, lane.cell, lane.durability, count)
+            what = f"{number + 1}/{repeat} {lane.cell.name:12} {lane.entrant.label:28} {lane.durability:8}"
+            try:
+                result = trial(lane.entrant, lane.cell, lane.durability, count)
+            except (NotOnce, NotStarted) as error:
+                failed.append(f"{what}: {error}")
+                console.print(what, "FAILED:", error, markup=False)
+                continue
             results[lane].append(result)
-            console.print(
-                f"{number + 1}/{repeat} {lane.cell.name:12} {lane.entrant.label:32} {lane.durability:8} "
-                f"{result.events_per_s:9,.0f}/s {result.cpu_ms:6.3f} ms  {result.events} events",
-                markup=False,
-            )
-    return dict(results)
+            told = f"{result.events_per_s:9,.0f}/s {result.cpu_ms:6.3f} ms  {result.events} events"
+            console.print(what, told, markup=False)
+    return {lane: runs for lane, runs in results.items() if runs}
 
 
 def count_for(lane: Lane, seconds: float, last_per_s: float | None) -> int:
-    """Return how many events keep a lane busy for about so long."""
+    """Return how many events keep a lane busy for about so long; twice that where the rarest latencies count."""
     case = lane.cell.case
     expected_per_s = last_per_s or lane.entrant.pace[case] * lane.cell.processes
+    if lane.cell.load:
+        seconds *= 2
     if case.ideal_per_s:
         expected_per_s = min(expected_per_s, case.ideal_per_s * (lane.cell.load or 1.0))
     return max(COUNT_MIN, min(COUNT_MAX, round(expected_per_s * seconds)))

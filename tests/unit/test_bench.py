@@ -132,7 +132,7 @@ def test_a_run_is_as_long_as_the_last_one_makes_expect_but_the_model_bounds_it()
     assert count_for(lane, 3.0, last_per_s=100.0) == 300
     assert count_for(lane, 3.0, last_per_s=10_000.0) == 960
     assert count_for(lane, 0.0, last_per_s=None) == COUNT_MIN
-    assert count_for(Lane(MILLHAND, "none", Cell(lane.cell.case, 2, load=0.5)), 3.0, last_per_s=10_000.0) == 480
+    assert count_for(Lane(MILLHAND, "none", Cell(lane.cell.case, 2, load=0.5)), 3.0, last_per_s=10_000.0) == 960
 
 
 def test_the_full_form_has_everybody_and_the_short_one_the_strongest() -> None:
