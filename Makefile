@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-full clean
+.PHONY: help setup demo test check format lock bench bench-full guard clean
 
 help: ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: $(SYNCED) ## Measure speed beside three of what one would take instead: s
 
 bench-full: $(SYNCED) ## The same with everybody, on every kind of server: with memory, latency and the rest: an hour
 	@$(BIN)/python -m scripts.bench.run --full
+
+guard: $(SYNCED) ## Print what an event costs against what was recorded
+	@$(BIN)/python -m scripts.bench.guard
 
 lock: $(UV) ## Resolve pyproject.toml anew into requirements.lock
 	@$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade \

@@ -1,7 +1,5 @@
 """How long a fleet of eight takes to start, to replace its workers, to make up for a killed one, and to stop."""
 
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +26,9 @@ def measure(*, short: bool = False) -> Report:
     rows: list[Row] = [
         {"what": what, "median_s": one.median, "low_s": one.low, "high_s": one.high} for what, one in spreads.items()
     ]
-    return Report(f"{WORKERS} workers, no events, appendfsync everysec; until the fleet says that all are ready", rows)
+    return Report(
+        f"{WORKERS} workers, no events, appendfsync everysec; until all workers say that they are ready", rows
+    )
 
 
 def one_life() -> dict[str, float]:
@@ -37,16 +37,19 @@ def one_life() -> dict[str, float]:
         server("everysec") as (running, _),
         fast_model(64, 0) as model,
         tempfile.TemporaryDirectory(prefix="millhand-bench-") as folder,
-        RunningFleet(Path(folder), environment_of(running.url, model, workers=WORKERS)) as fleet,
+        RunningFleet(
+            Path(folder), environment_of(running.url, model, workers=WORKERS, settings={"log.level": "info"})
+        ) as fleet,
     ):
-        started_s = timed(fleet.up)
+        started_s = timed(lambda: start(fleet))
         assert fleet.process is not None  # noqa: S101 - for the type checker: it is up
         cpu = cpu_s(fleet.process.pid)
+        fleet.eventually_ready()
         return {
             "start": started_s,
             "start, CPU": cpu,
             "worker-ctl restart, one by one": timed(lambda: restart(fleet)),
-            "kill -9 of a worker": timed(lambda: replaced(fleet)),
+            "kill -9 of a worker": timed(lambda: replace(fleet)),
             "stop": timed(fleet.terminate),
         }
 
@@ -58,15 +61,26 @@ def timed(act: Callable[[], object]) -> float:
     return time.monotonic() - began_s
 
 
+def start(fleet: RunningFleet) -> None:
+    """Start it, and wait until all workers say that they are ready."""
+    fleet.up(ready=False)
+    eventually(lambda: workers_ready(fleet) == WORKERS, WITHIN_S, what="all workers are ready")
+
+
 def restart(fleet: RunningFleet) -> None:
     """Have all children but the supervisor replaced."""
     if (answer := fleet.ctl("restart", "--wait")).returncode:
         raise RuntimeError(answer.stderr.decode())
 
 
-def replaced(fleet: RunningFleet) -> None:
-    """Kill a worker, and wait until there are as many again."""
-    victim, *_ = fleet.pids().values()
-    os.kill(victim, signal.SIGKILL)
-    eventually(lambda: victim not in (pids := fleet.pids().values()) and len(pids) == WORKERS, WITHIN_S)
-    eventually(fleet.is_ready, WITHIN_S)
+def replace(fleet: RunningFleet) -> None:
+    """Kill a worker, and wait until another one is ready."""
+    before = workers_ready(fleet)
+    victim = next(one for one in fleet.family() if one.name().startswith("millhand-worker"))
+    victim.kill()
+    eventually(lambda: workers_ready(fleet) > before, WITHIN_S, what="there is another worker")
+
+
+def workers_ready(fleet: RunningFleet) -> int:
+    """Return how often a worker has said that it is ready."""
+    return len(fleet.told("worker.ready"))

@@ -12,12 +12,12 @@ import os, pathlib, sys, time
 FOLDER = pathlib.Path(__file__).parent
 if __name__ != "__main__" and (FOLDER / "broken").exists():
     raise ImportError("no module named abacus")
-from millhand import asking, pulse, worker
+from millhand import asking, pulse, telling
 pulse.HANG_LIMIT_S = 2.0
 from millhand_fleet import restarts
 restarts.WEAR_AFTER_S = 0.0
 restarts.BACKOFF_MAX_S = 1.0
-leak, tell, call = [], worker.Worker._tell, asking.Asker._call
+leak, tell, call = [], telling.Teller.settled, asking.Asker._call
 def leaking(self, *told):
     if (FOLDER / "leaks").exists():
         leak.append(bytearray(os.urandom(2 << 20)))
@@ -26,7 +26,7 @@ async def blocking(self, inquiry, permit):
     if b"[[block]]" in inquiry.delivery.fields.get(b"data", b""):
         time.sleep(60)
     return await call(self, inquiry, permit)
-worker.Worker._tell, asking.Asker._call = leaking, blocking
+telling.Teller.settled, asking.Asker._call = leaking, blocking
 from millhand_fleet.ctl.main import main
 if __name__ == "__main__":
     main()

@@ -152,7 +152,7 @@ def test_a_model_that_dies_under_load_and_comes_back_costs_no_event_an_attempt(
     fake.die()
     eventually(lambda: gate_of(fleet)["state"] == "away", 30)
     in_hand = len(streams.client.xpending_range("{events}:raw", "enrichers", "-", "+", 1000))
-    assert in_hand <= 8
+    assert in_hand <= 8 + 4  # as many calls as fail before the door is shut give their permits to others
     died_s = time.monotonic()
     eventually(lambda: time.monotonic() > died_s + 3, 10, what="the model has been dead for a while")
     assert len(streams.client.xpending_range("{events}:raw", "enrichers", "-", "+", 1000)) == in_hand

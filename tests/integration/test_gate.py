@@ -106,6 +106,48 @@ async def is_held_back(gate: Gate, permit: Permit | None = None) -> bool:
 # -- permits ----------------------------------------------------------------------------------------------------------
 
 
+async def test_places_that_are_left_are_kept_for_the_next_read_while_events_come(doors: Doors) -> None:
+    """They are not asked for again; once a read has brought nothing, or none is to follow, others may have them."""
+    gate = doors.gate(model__in_flight_max=20)
+    assert await soon(gate.places(10)) == 10
+    asked = await calls_of(doors, "evalsha")
+
+    gate.take(1)
+    assert await soon(gate.places(4)) == 4
+    assert await soon(gate.places(20)) == 9
+    gate.take(2)
+    assert await calls_of(doors, "evalsha") == asked
+    gate.take(0)
+    await eventually_async(lambda: permits_are(doors, 3))
+
+    assert await soon(gate.places(6)) == 6
+    gate.take(1)
+    gate.give_back_places()
+    await eventually_async(lambda: permits_are(doors, 4))
+
+
+async def test_no_place_is_kept_while_the_model_is_away_or_where_there_is_a_rate(doors: Doors) -> None:
+    """A pause reaches everybody within a second, and what has no token yet is not read."""
+    gate, rated = doors.gate(model__in_flight_max=20), doors.gate("here:w2:b", model__rate_per_s=100.0)
+    await soon(gate.places(8))
+    gate.away = "busy"
+    gate.take(1)
+    await eventually_async(lambda: permits_are(doors, 1))
+
+    await soon(rated.places(8))
+    rated.take(1)
+    await eventually_async(lambda: permits_are(doors, 2))
+
+
+async def permits_are(doors: Doors, count: int) -> bool:
+    return len(await doors.permits()) == count
+
+
+async def calls_of(doors: Doors, command: str) -> int:
+    stats: Any = await doors.redis.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
 async def test_no_more_permits_are_given_out_than_there_may_be_calls_at_once(doors: Doors) -> None:
     """A reader gets half of what is free, so that others may read too."""
     first, second = doors.gate(model__in_flight_max=4), doors.gate("here:w2:b", model__in_flight_max=4)

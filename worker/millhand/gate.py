@@ -134,8 +134,11 @@ class Gate:
     async def places(self, wanted: int) -> int:
         """Wait until calls may be made; return for how many, up to so many, there are permits. 0 if a stop comes first.
 
-        `take` hands the permits out. Raises RedisError.
+        `take` hands the permits out. What it has kept is not asked for again. Raises RedisError.
         """
+        if self._idle and self._may_keep(self._idle) and not self._queue:
+            return min(wanted, len(self._idle))
+        self.give_back_places()
         poll_s = POLL_MIN_S
         while not self._stop.requested:
             if not self._queue:
@@ -151,13 +154,25 @@ class Gate:
         return 0
 
     def take(self, calls: int) -> list[Permit]:
-        """Return a permit for each call that events have come for. What is left of the places is given back.
+        """Return a permit for each call that events have come for. The rest is kept for the next read, which is near.
 
-        A call in hand may have taken one of them meanwhile: then the last permits are not held yet.
+        Where nothing has come it is given back. A call in hand may have taken one of the places meanwhile: then the
+        last permits are not held yet.
         """
-        taken, left, self._idle = self._idle[:calls], self._idle[calls:], []
-        self.give_back(left)
+        taken, self._idle = self._idle[:calls], self._idle[calls:]
+        if not calls or not self._may_keep(self._idle):
+            self.give_back_places()
         return [*taken, *(self.permit() for _ in range(calls - len(taken)))]
+
+    def give_back_places(self) -> None:
+        """Give back what has been kept: nothing is read for a while."""
+        left, self._idle = self._idle, []
+        self.give_back(left)
+
+    def _may_keep(self, idle: list[Permit]) -> bool:
+        """Whether a read that begins now ends while these are fresh. Where there is a rate, they follow its tokens."""
+        ends_s = time.monotonic() + BLOCK_MS / 1000
+        return self.away is None and not self._interval_us and all(ends_s < permit.fresh_until_s for permit in idle)
 
     async def is_passable(self) -> bool:
         """Wait until the gate is not shut. False if a stop comes first. Raises RedisError."""

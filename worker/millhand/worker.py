@@ -109,7 +109,7 @@ class Worker:
             pulse.send({"ready": True})
             self._log.info("worker.ready", consumer=self._consumer, slots=self._config.model.concurrency)
         while not self._stop.requested:
-            await self._stop.or_result(self._resumed.wait())
+            await self._until_resumed()
             await self._stop.or_result(self._slot_free.wait())
             await self._stop.or_result(self._few_finishing())
             places = await self._places(self._slots) if self._slots and self._resumed.is_set() else 0
@@ -191,6 +191,12 @@ class Worker:
 
     # -- read -------------------------------------------------------------------------------------------------------
 
+    async def _until_resumed(self) -> None:
+        """Wait while an operator's pause lasts, and leave the model to others meanwhile. Ends with a stop."""
+        if not self._resumed.is_set():
+            self._gate.give_back_places()
+            await self._stop.or_result(self._resumed.wait())
+
     async def _few_finishing(self) -> None:
         """Wait until no more than one batch of known events is on its way out: another may be read meanwhile."""
         while len(self._finishing) > 1:
@@ -245,7 +251,8 @@ class Worker:
         deliveries = [delivery for call in calls for delivery in call]
         suspect = deliveries[0] if deliveries and self._stream.is_suspect(deliveries[0]) else None
         if suspect:
-            self._gate.give_back(permits)  # what is in hand may need it
+            self._gate.give_back(permits)  # what is in hand may need them
+            self._gate.give_back_places()
             with self._leases.hold(suspect):
                 await self._in_hand_ended()
         for call, permit in zip(calls, permits, strict=True):
@@ -353,6 +360,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Let what is in hand finish until the deadline; hand the rest back."""
+        self._gate.give_back_places()
         self._log.info("worker.draining", in_hand=len(self._walks), within_s=round(self._stop.remaining_s(), 1))
         deadline = asyncio.create_task(self._stop.deadline())
         while self._walks and not deadline.done():
