@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from scripts.bench.cases import Cell
+from scripts.bench.cases import W2, Cell
 from scripts.bench.figures import Spread
 from scripts.bench.trial import Result
 
@@ -88,11 +88,11 @@ def goals(found: Mapping[Key, Summary]) -> list[Goal]:
         Goal("W2 2p: share of the ideal", W2_SHARE, _median(w2.share) if w2 else None),
         Goal("W2 2p: CPU ms an event", W2_CPU_MS, w2.cpu_ms.median if w2 else None, at_most=True),
         Goal(
-            "W2 2p at 80%: p99, times the model's own p99",
+            f"W2 2p at 80%: p99, times the model's {W2.latency_ms:g} ms",
             W2_P99_TIMES,
-            p99.median / own.median if p99 and own else None,
+            p99.median / W2.latency_ms if p99 else None,
             at_most=True,
-            remark=f"{p99.median:.1f} ms of {own.median:.1f} ms" if p99 and own else "",
+            remark=f"{p99.median:.1f} ms, {own.median:.1f} ms of it inside the model" if p99 and own else "",
         ),
     ]
     for cell in ("W3 1p", "W3 2p"):

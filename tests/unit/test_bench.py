@@ -114,11 +114,12 @@ def test_the_goal_where_the_model_answers_at_once_counts_the_loop_among_the_peer
 
 
 def test_goals_about_a_paced_model_are_judged_by_its_ideal_and_its_own_time() -> None:
+    """Not by what it took with calls that wait inside it: who sends too many at once would be let off by that."""
     summaries = found(("millhand", "W2 2p", 318.0), ("millhand", "W2 2p at 80%", 256.0), ("millhand", "W3 1p", 1200.0))
     assert stands(summaries) == {
         "W2 2p: share of the ideal": True,
         "W2 2p: CPU ms an event": True,
-        "W2 2p at 80%: p99, times the model's own p99": True,
+        "W2 2p at 80%: p99, times the model's 50 ms": False,
         "W3 1p: share of the ideal": False,
     }
 
