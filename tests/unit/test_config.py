@@ -374,6 +374,8 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         ('[model]\nurl = "http://me:secret@host"', "model.url", "must not hold a user name or password"),
         ('[model]\nurl = "http://me@host"', "model.url", "must not hold a user name or password"),
         ('[model]\nurl = "http://:secret@host"', "model.url", "must not hold a user name or password"),
+        ('[model]\nurl = "http://host:1/?a=1"', "model.url", "must hold no ?query"),
+        ('[model]\nurl = "http://host:1/api#x"', "model.url", "must hold no ?query"),
         ('[model]\nurl = "ftp://host"', "model.url", "http:// or https://"),
         ('[model]\nurl = "localhost:11434"', "model.url", "http:// or https://"),
         ('[model]\nurl = "http://"', "model.url", "http:// or https://"),

@@ -261,6 +261,8 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
             yield "model.url", f'must be "embedded" or an http:// or https:// address{meant}'
         elif address.username or address.password:
             yield "model.url", "must not hold a user name or password: they would end up in logs"
+        elif address.query or address.fragment:
+            yield "model.url", "must hold no ?query and no #fragment: what is asked for is put behind it"
     streams = config.stream_names()
     tag = "{" + config.fleet.name + "}"
     own = {f"{tag}:{key}" for key in OWN_KEYS} & set(streams)
