@@ -254,15 +254,7 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
     ):
         yield "redis.url", "must hold no ?options: write redis://user:password@host:port/db"
     yield from _impossible_secrets(config.redis)
-    if config.model.url != EMBEDDED:
-        address = _address(config.model.url, {"http", "https"})
-        if address is None or not address.hostname:
-            meant = meant_clause(guess(config.model.url, [EMBEDDED]))
-            yield "model.url", f'must be "embedded" or an http:// or https:// address{meant}'
-        elif address.username or address.password:
-            yield "model.url", "must not hold a user name or password: they would end up in logs"
-        elif address.query or address.fragment:
-            yield "model.url", "must hold no ?query and no #fragment: what is asked for is put behind it"
+    yield from _impossible_model_address(config.model.url)
     streams = config.stream_names()
     tag = "{" + config.fleet.name + "}"
     own = {f"{tag}:{key}" for key in OWN_KEYS} & set(streams)
@@ -281,6 +273,18 @@ def _impossible_addresses(config: Config) -> Iterator[tuple[str, str]]:
         return
     if too_long:
         yield "fleet.state_dir", f"is too long a path for a unix socket (over {SOCKET_PATH_BYTES_MAX} bytes)"
+
+
+def _impossible_model_address(url: str) -> Iterator[tuple[str, str]]:
+    if url == EMBEDDED:
+        return
+    address = _address(url, {"http", "https"})
+    if address is None or not address.hostname:
+        yield "model.url", f'must be "embedded" or an http:// or https:// address{meant_clause(guess(url, [EMBEDDED]))}'
+    elif address.username or address.password:
+        yield "model.url", "must not hold a user name or password: they would end up in logs"
+    elif address.query or address.fragment:
+        yield "model.url", "must hold no ?query and no #fragment: what is asked for is put behind it"
 
 
 def _impossible_secrets(redis: Redis) -> Iterator[tuple[str, str]]:
