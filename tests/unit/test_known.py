@@ -87,6 +87,14 @@ async def test_it_reads_nothing_ahead_after_a_single_exception() -> None:
     assert await lane.take_texts(*["known"] * 8) == 16
 
 
+async def test_it_reads_nothing_ahead_after_a_read_that_failed() -> None:
+    """Nobody knows what came of it: a reply that is too large, or gets lost, must not be asked for again and again."""
+    lane = Lane()
+    await lane.take_texts(*["known"] * 20)
+    lane.known.read_failed()
+    assert lane.known.ahead == 0
+
+
 async def test_retry_says_nothing_of_what_comes_next() -> None:
     lane = Lane()
     await lane.take_texts("known", "known")

@@ -60,6 +60,10 @@ class Known:
         """
         return max(0, min(self._likely, IN_HAND_MAX - len(self._leases)))
 
+    def read_failed(self) -> None:
+        """Read nothing ahead next time: the reply may have been too much, and what was in it is in nobody's hands."""
+        self._likely = 0
+
     async def among(self, deliveries: list[Delivery]) -> tuple[Finished, list[Delivery]]:
         """Return what has a known answer, ready to be written out, and the rest in its order.
 

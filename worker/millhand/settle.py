@@ -1,14 +1,14 @@
 """Carrying a verdict out: the one way by which an event leaves the pending list."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from millhand.courier import Courier
+from millhand.courier import RUN_BYTES_MAX, Courier
 from millhand.keys import Keys
 from millhand.log import is_at_debug
 from millhand.stream import RedisError, Script, attempts_record
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FINISHED_MAX = 500  # in one run of the script: the server is held up for a few milliseconds
 RESEND_PAUSE_MIN_S = 0.1
 RESEND_PAUSE_MAX_S = 2.0
 
@@ -147,6 +148,17 @@ def deleted(delivery: Delivery) -> Bury:
 async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, log: "FilteringBoundLogger") -> Settled:
     """Settle, again and again until Redis answers. Cancelled, it leaves the delivery to the janitor."""
     return await _surely(lambda: settler.settle(delivery, verdict), settler, [delivery], verdict, log)
+
+
+def in_runs(finished: Sequence[tuple[Delivery, Enriched]]) -> Iterator[Sequence[tuple[Delivery, Enriched]]]:
+    """Cut what is to be written out into what goes into one run of the script: neither too many nor too large."""
+    first, size = 0, 0
+    for place, (_, enriched) in enumerate(finished):
+        size += len(enriched.data)
+        if place > first and (place - first == FINISHED_MAX or size > RUN_BYTES_MAX):
+            yield finished[first:place]
+            first, size = place, len(enriched.data)
+    yield finished[first:]
 
 
 async def finish_surely(

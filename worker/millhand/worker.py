@@ -27,7 +27,7 @@ from millhand.process import run_child
 from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
 from millhand.repetition import Repetitions
-from millhand.settle import Settler, finish_surely, settle_surely
+from millhand.settle import Settler, finish_surely, in_runs, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
 from millhand.stream import RedisError, Stream, connect, is_stale, require_streams
@@ -43,7 +43,6 @@ REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 PROBE_TEXT = "This is a test."  # what a model that was away is asked, to see whether it is back
 MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
-FINISHED_MAX = 500  # in one run of the script: the server is held up for a few milliseconds
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -213,6 +212,7 @@ class Worker:
             reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each + ahead)
             deliveries = await self._stop.by_deadline(reading) or []
         except RedisError as error:
+            self._known.read_failed()
             await self._wait_for_redis(error)
             return []
         if self._redis_away is not None and not self._stop.requested:
@@ -329,8 +329,7 @@ class Worker:
 
     async def _finish(self, known: Finished) -> None:
         with self._leases.hold_all(delivery for delivery, _ in known):
-            for first in range(0, len(known), FINISHED_MAX):
-                together = known[first : first + FINISHED_MAX]
+            for together in in_runs(known):
                 self._teller.finished(together, await finish_surely(self._settler, together, self._log))
 
     async def _attempt(self, delivery: Delivery, permit: Permit, party: Party | None) -> Outcome:
