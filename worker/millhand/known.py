@@ -49,6 +49,8 @@ class Known:
         self._leases = leases
         self._stop = stop
         self._remembered: dict[bytes, Remembered] = {}
+        may_return = config.delivery.deliveries_max > 1  # else all that is in the hands of a worker that dies is buried
+        self._ahead_max = READ_AHEAD_MAX if may_return else 0
         self._likely = 0
 
     @property
@@ -130,4 +132,4 @@ class Known:
             self._likely = 0
         elif known:
             bytes_mean = sum(len(enriched.data) for _, enriched in known) // len(known)
-            self._likely = min(2 * len(known), READ_AHEAD_MAX, READ_AHEAD_BYTES_MAX // max(1, bytes_mean))
+            self._likely = min(2 * len(known), self._ahead_max, READ_AHEAD_BYTES_MAX // max(1, bytes_mean))
