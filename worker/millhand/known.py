@@ -13,6 +13,7 @@ from millhand.config import Config
 from millhand.enriching import Enricher, now
 from millhand.errors import Malformed
 from millhand.lease import Leases
+from millhand.settle import Finished
 from millhand.stop import Stop
 from millhand.tasks.task import enrichment_hash
 from millhand.verdict import Delivery, Enriched
@@ -21,8 +22,6 @@ READ_AHEAD_MAX = 256  # events read beyond the places: as many as the largest wo
 READ_AHEAD_BYTES_MAX = 2 << 20  # … of them, by the mean size of those found last
 IN_HAND_MAX = 512  # beyond which nothing is read ahead
 REMEMBERED_MAX = 1000  # answers that are not read anew each time they are found
-
-Finished = Sequence[tuple[Delivery, Enriched]]
 
 
 class Fresh(NamedTuple):

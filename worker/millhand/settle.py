@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 T = TypeVar("T")
+Finished = Sequence[tuple[Delivery, Enriched]]  # events that are ready to be written out
 
 FINISHED_MAX = 500  # in one run of the script: the server is held up for a few milliseconds
 RESEND_PAUSE_MIN_S = 0.1
@@ -73,7 +74,7 @@ class Settler:
         """Let go of a delivery that nobody holds any more, with one delivery spent if the event was worked on."""
         return await self._let_go(delivery, delivery.count + spent, "handed_back")
 
-    async def finish_all(self, finished: Sequence[tuple[Delivery, Enriched]]) -> list[Settled]:
+    async def finish_all(self, finished: Finished) -> list[Settled]:
         """Write many out at once. Raises RedisError where it is unknown which of them that happened to."""
         parts = [
             (delivery.id, enriched.data, enriched.hash, 2 * len(enriched.passed_on), *_flat(enriched.passed_on))
@@ -150,7 +151,7 @@ async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, 
     return await _surely(lambda: settler.settle(delivery, verdict), settler, [delivery], verdict, log)
 
 
-def in_runs(finished: Sequence[tuple[Delivery, Enriched]]) -> Iterator[Sequence[tuple[Delivery, Enriched]]]:
+def in_runs(finished: Finished) -> Iterator[Finished]:
     """Cut what is to be written out into what goes into one run of the script: neither too many nor too large."""
     first, size = 0, 0
     for place, (_, enriched) in enumerate(finished):
@@ -161,9 +162,7 @@ def in_runs(finished: Sequence[tuple[Delivery, Enriched]]) -> Iterator[Sequence[
     yield finished[first:]
 
 
-async def finish_surely(
-    settler: Settler, finished: Sequence[tuple[Delivery, Enriched]], log: "FilteringBoundLogger"
-) -> list[Settled]:
+async def finish_surely(settler: Settler, finished: Finished, log: "FilteringBoundLogger") -> list[Settled]:
     """Write many out, as `settle_surely` does one."""
     deliveries = [delivery for delivery, _ in finished]
     return await _surely(lambda: settler.finish_all(finished), settler, deliveries, Done(finished[0][1]), log)

@@ -18,7 +18,7 @@ from millhand.enriching import Enricher
 from millhand.errors import Malformed, ModelAway
 from millhand.gate import Gate
 from millhand.keys import Keys
-from millhand.known import Finished, Known
+from millhand.known import Known
 from millhand.lease import Leases
 from millhand.log import logger
 from millhand.model.ollama import OllamaModel
@@ -27,7 +27,7 @@ from millhand.process import run_child
 from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
 from millhand.repetition import Repetitions
-from millhand.settle import Settler, finish_surely, in_runs, settle_surely
+from millhand.settle import Finished, Settler, finish_surely, in_runs, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
 from millhand.stream import RedisError, Stream, connect, is_stale, require_streams
