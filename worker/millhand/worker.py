@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -285,18 +286,21 @@ class Worker:
     def _start_finishing(self, known: Finished) -> None:
         """Start on writing out what has a known answer; it needs no slot."""
         if known:
-            walk = asyncio.create_task(self._finish(known))
-            self._finishing.add(walk)
-            self._walks.add(walk)
-            walk.add_done_callback(self._finishing.discard)
-            walk.add_done_callback(partial(self._ended, delivery=known[0][0]))
+            finishing = self._begin(self._finish(known), known[0][0])
+            self._finishing.add(finishing)
+            finishing.add_done_callback(self._finishing.discard)
 
     def _start_handing_back(self, calls: list[list[Delivery]]) -> None:
         """Let others have what was read beyond the places and is not known. Nothing is spent."""
         for delivery in (delivery for call in calls for delivery in call):
-            walk = asyncio.create_task(self._hand_back(delivery))
-            self._walks.add(walk)
-            walk.add_done_callback(partial(self._ended, delivery=delivery))
+            self._begin(self._hand_back(delivery), delivery)
+
+    def _begin(self, walk: Coroutine[Any, Any, None], delivery: Delivery) -> "asyncio.Task[None]":
+        """Begin a walk that needs no slot; `delivery` is the one to name should it fail."""
+        task = asyncio.create_task(walk)
+        self._walks.add(task)
+        task.add_done_callback(partial(self._ended, delivery=delivery))
+        return task
 
     def _ended(self, walk: asyncio.Task[None], delivery: Delivery) -> None:
         self._walks.discard(walk)
