@@ -18,7 +18,7 @@ from millhand.pulse import HANG_LIMIT_S, Birth, Line
 KILL_AFTER_S = HANG_LIMIT_S + 5.0  # past the child's own watchdog, which leaves its stacks
 BIRTH_LIMIT_S = 60.0  # to the first beat: on a busy machine the imports alone may take long
 STACKS_CHARS_MAX = 16_384
-UNWANTED = ("rich", "httpx._main")  # structlog and httpx load them if they can, for what no child does: 5 MiB each
+UNWANTED = ("rich", "httpx._main")  # loaded by structlog and httpx if they can, for nothing we do: 5 MiB each
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MIB = 1 << 20
 
@@ -64,11 +64,15 @@ class Parcel:
 
 
 def _unpacked(end: Any) -> Any:
-    for name in UNWANTED:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type] # Python's own way to say: not to be had
+    """Load a parcel, and the modules of what it calls without what those need not have. Others may have it later."""
+    unwanted = [name for name in UNWANTED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(unwanted))  # type: ignore[arg-type] # Python's own way to say: not to be had
     with os.fdopen(end.detach(), "rb") as contents:
         contents.seek(0)
-        return pickle.load(contents)  # noqa: S301 - from our own supervisor
+        parcel = pickle.load(contents)  # noqa: S301 - from our own supervisor
+    for name in unwanted:
+        del sys.modules[name]
+    return parcel
 
 
 def _call(parcel: Any) -> None:

@@ -39,19 +39,26 @@ async def restore_group(redis: "Redis", keys: Keys) -> Restored | None:
         return None
     vanished = bool(await redis.hexists(keys.totals, f"group:{keys.group}"))
     start, holes = await _place(redis, keys) if vanished else (BEGINNING, [])
-    lost = await _deleted_while_parked(redis, keys)
+    lost = await _forget_deleted(redis, keys)
     answer = await Script(redis, "restore_group")(
         keys=[keys.input, keys.parked, keys.totals], args=[keys.group, start, *holes]
     )
     return Restored(start, len(holes), vanished, lost) if answer == b"ok" else None
 
 
-async def _deleted_while_parked(redis: "Redis", keys: Keys) -> int:
-    ids: Any = await redis.zrange(keys.parked, 0, -1)
+async def _forget_deleted(redis: "Redis", keys: Keys) -> int:
+    """Forget the attempts on what is deleted: nobody will ever settle it. Return how much of it was parked."""
+    parked: Any = await redis.zrange(keys.parked, 0, -1)
+    attempts: Any = await redis.hgetall(keys.attempts)
+    ids = list({*parked, *attempts})
     async with redis.pipeline(transaction=False) as pipeline:
         for entry_id in ids:
             pipeline.xrange(keys.input, entry_id, entry_id)
-        return sum(not found for found in await pipeline.execute())
+        found = await pipeline.execute()
+    deleted = [entry_id for entry_id, entry in zip(ids, found, strict=True) if not entry]
+    if deleted:
+        await redis.hdel(keys.attempts, *deleted)
+    return len(set(parked).intersection(deleted))
 
 
 async def _exists(redis: "Redis", keys: Keys) -> bool:

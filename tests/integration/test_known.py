@@ -324,3 +324,18 @@ async def test_very_many_known_events_of_one_read_leave_as_well(
 
     assert not fake.calls
     assert await race.is_clean()
+
+
+async def test_large_known_events_leave_by_a_few_at_a_time(
+    race: Race, redis_url: str, fake: FakeOllama, learned: str, told: list[MutableMapping[str, Any]]
+) -> None:
+    """They were read together, but the server is held up for none of them long."""
+    data = json.dumps({"text": TEXT, "more": "x" * 200_000}).encode()
+    ids = {await race.add_data(data) for _ in range(20)}
+    async with working(config_of(redis_url, fake, model__events_per_call=8)):
+        assert set(await race.until_enriched(21)) == {learned, *ids}
+        await eventually_async(race.is_clean)
+
+    steps = [row["event"] for row in told if row.get("id") in ids]
+    assert steps[:25] == ["event.delivered"] * 20 + ["settle.sent"] * 5
+    assert steps[25:30] == ["event.settled"] * 5

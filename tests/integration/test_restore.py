@@ -81,6 +81,23 @@ async def test_destroyed_group_is_put_back_with_exactly_what_is_still_to_do(
     assert (await race.attempts())[ids[1]]["attempts"] == 1, "what was spent stays spent"
 
 
+async def test_nothing_is_remembered_of_what_was_deleted_before_the_group_vanished(
+    race: Race, stream: Stream, settler: Settler
+) -> None:
+    """F32, F38: parked or in hand, no tombstone will come for it, with which the record of its attempts would go."""
+    in_hand, parked, kept = [await race.delivered() for _ in range(3)]
+    for delivery in (in_hand, parked, kept):
+        await settler.settle(delivery, Retry(0.0, 1, ("timeout: late",)))
+    assert [delivery.id for delivery in await stream.take_due(1)] == [in_hand.id]
+    await race.redis.xdel(race.keys.input, in_hand.id, parked.id)
+    await destroy(race)
+
+    assert await restore_group(race.redis, race.keys) == Restored("0-0", lost=1, vanished=True)
+
+    assert set(await race.attempts()) == {kept.id}
+    assert await still_to_do(stream) == [kept.id]
+
+
 async def test_worker_that_had_an_event_in_hand_still_finishes_it(race: Race, stream: Stream, settler: Settler) -> None:
     """F32: the first finisher wins, also over the vanishing of the group."""
     mine = await race.delivered()

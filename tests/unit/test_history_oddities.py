@@ -322,6 +322,16 @@ def _deleted_before_the_group_was_destroyed(run: Tape) -> None:
         pass
 
 
+def _in_hand_and_deleted_before_the_group_was_destroyed(run: Tape) -> None:
+    """F32, F38: the new group does not know what its worker wants to write out."""
+    run.deliver(run.produce(50))
+    with run.fault("delete_entries"):
+        run.input.pop()
+    with run.fault("destroy_group"):
+        pass
+    run.settle("1050-0", "done", answer="gone")
+
+
 def _a_tombstone_of_an_event_whose_producer_knows_no_id(run: Tape) -> None:
     """F38: its bytes are gone; one lost reply is still unaccounted for."""
     run.produce(50, "info")
@@ -596,6 +606,7 @@ def _a_pause_is_kept(run: Tape) -> None:
         _calls_that_are_lost_again_and_again,
         _a_tombstone_where_somebody_deletes,
         _deleted_before_the_group_was_destroyed,
+        _in_hand_and_deleted_before_the_group_was_destroyed,
         _a_tombstone_of_an_event_whose_producer_knows_no_id,
         _rolled_back,
         _attempts_were_forgotten,

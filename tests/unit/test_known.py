@@ -87,6 +87,22 @@ async def test_it_reads_nothing_ahead_after_a_single_exception() -> None:
     assert await lane.take_texts(*["known"] * 8) == 16
 
 
+async def test_it_reads_nothing_ahead_after_a_read_that_failed() -> None:
+    """Nobody knows what came of it: a reply that is too large, or gets lost, must not be asked for again and again."""
+    lane = Lane()
+    await lane.take_texts(*["known"] * 20)
+    lane.known.read_failed()
+    assert lane.known.ahead == 0
+
+
+async def test_it_reads_nothing_ahead_where_a_death_buries_all_that_is_in_hand() -> None:
+    """What only waits to be written out must not be buried for what another event, or the machine, has done."""
+    config = Lane().config
+    delivery = msgspec.structs.replace(config.delivery, deliveries_max=1)
+    lane = Lane(msgspec.structs.replace(config, delivery=delivery))
+    assert await lane.take_texts(*["known"] * 20) == 0
+
+
 async def test_retry_says_nothing_of_what_comes_next() -> None:
     lane = Lane()
     await lane.take_texts("known", "known")

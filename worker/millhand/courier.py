@@ -40,7 +40,7 @@ class _Run:
     def takes(self, call: _Call) -> bool:
         """Whether a call shares this run; if so, it does from now on."""
         first = self.calls[0]
-        if call.parts is None or call.script is not first.script or call.args != first.args:
+        if call.parts is None or (call.script, call.keys, call.args) != (first.script, first.keys, first.args):
             return False
         if self._bytes + _bytes_of(call.parts) > RUN_BYTES_MAX:
             return False

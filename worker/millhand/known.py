@@ -13,6 +13,7 @@ from millhand.config import Config
 from millhand.enriching import Enricher, now
 from millhand.errors import Malformed
 from millhand.lease import Leases
+from millhand.settle import Finished
 from millhand.stop import Stop
 from millhand.tasks.task import enrichment_hash
 from millhand.verdict import Delivery, Enriched
@@ -21,8 +22,6 @@ READ_AHEAD_MAX = 256  # events read beyond the places: as many as the largest wo
 READ_AHEAD_BYTES_MAX = 2 << 20  # … of them, by the mean size of those found last
 IN_HAND_MAX = 512  # beyond which nothing is read ahead
 REMEMBERED_MAX = 1000  # answers that are not read anew each time they are found
-
-Finished = Sequence[tuple[Delivery, Enriched]]
 
 
 class Fresh(NamedTuple):
@@ -49,6 +48,8 @@ class Known:
         self._leases = leases
         self._stop = stop
         self._remembered: dict[bytes, Remembered] = {}
+        may_return = config.delivery.deliveries_max > 1  # else all that is in the hands of a worker that dies is buried
+        self._ahead_max = READ_AHEAD_MAX if may_return else 0
         self._likely = 0
 
     @property
@@ -59,6 +60,10 @@ class Known:
         exception, and none after any exception.
         """
         return max(0, min(self._likely, IN_HAND_MAX - len(self._leases)))
+
+    def read_failed(self) -> None:
+        """Read nothing ahead next time: the reply may have been too much, and what was in it is in nobody's hands."""
+        self._likely = 0
 
     async def among(self, deliveries: list[Delivery]) -> tuple[Finished, list[Delivery]]:
         """Return what has a known answer, ready to be written out, and the rest in its order.
@@ -126,4 +131,4 @@ class Known:
             self._likely = 0
         elif known:
             bytes_mean = sum(len(enriched.data) for _, enriched in known) // len(known)
-            self._likely = min(2 * len(known), READ_AHEAD_MAX, READ_AHEAD_BYTES_MAX // max(1, bytes_mean))
+            self._likely = min(2 * len(known), self._ahead_max, READ_AHEAD_BYTES_MAX // max(1, bytes_mean))

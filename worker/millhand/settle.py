@@ -1,14 +1,14 @@
 """Carrying a verdict out: the one way by which an event leaves the pending list."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from millhand.courier import Courier
+from millhand.courier import RUN_BYTES_MAX, Courier
 from millhand.keys import Keys
 from millhand.log import is_at_debug
 from millhand.stream import RedisError, Script, attempts_record
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 T = TypeVar("T")
+Finished = Sequence[tuple[Delivery, Enriched]]  # events that are ready to be written out
 
+FINISHED_MAX = 500  # in one run of the script: the server is held up for a few milliseconds
 RESEND_PAUSE_MIN_S = 0.1
 RESEND_PAUSE_MAX_S = 2.0
 
@@ -72,7 +74,7 @@ class Settler:
         """Let go of a delivery that nobody holds any more, with one delivery spent if the event was worked on."""
         return await self._let_go(delivery, delivery.count + spent, "handed_back")
 
-    async def finish_all(self, finished: Sequence[tuple[Delivery, Enriched]]) -> list[Settled]:
+    async def finish_all(self, finished: Finished) -> list[Settled]:
         """Write many out at once. Raises RedisError where it is unknown which of them that happened to."""
         parts = [
             (delivery.id, enriched.data, enriched.hash, 2 * len(enriched.passed_on), *_flat(enriched.passed_on))
@@ -149,9 +151,18 @@ async def settle_surely(settler: Settler, delivery: Delivery, verdict: Verdict, 
     return await _surely(lambda: settler.settle(delivery, verdict), settler, [delivery], verdict, log)
 
 
-async def finish_surely(
-    settler: Settler, finished: Sequence[tuple[Delivery, Enriched]], log: "FilteringBoundLogger"
-) -> list[Settled]:
+def in_runs(finished: Finished) -> Iterator[Finished]:
+    """Cut what is to be written out into what goes into one run of the script: neither too many nor too large."""
+    first, size = 0, 0
+    for place, (_, enriched) in enumerate(finished):
+        size += len(enriched.data)
+        if place > first and (place - first == FINISHED_MAX or size > RUN_BYTES_MAX):
+            yield finished[first:place]
+            first, size = place, len(enriched.data)
+    yield finished[first:]
+
+
+async def finish_surely(settler: Settler, finished: Finished, log: "FilteringBoundLogger") -> list[Settled]:
     """Write many out, as `settle_surely` does one."""
     deliveries = [delivery for delivery, _ in finished]
     return await _surely(lambda: settler.finish_all(finished), settler, deliveries, Done(finished[0][1]), log)

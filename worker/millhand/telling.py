@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from millhand.histogram import Histogram
 from millhand.log import is_at_debug
-from millhand.settle import Settled
-from millhand.verdict import Bury, Delivery, Done, Enriched, Verdict, tell, word_of
+from millhand.settle import Finished, Settled
+from millhand.verdict import Bury, Delivery, Done, Verdict, tell, word_of
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -43,7 +43,7 @@ class Teller:
             say = self._log.debug
         say("event.settled", verdict=word, settled=settled.value, **delivery.labels(), **tell(verdict))
 
-    def finished(self, finished: Sequence[tuple[Delivery, Enriched]], settled: Sequence[Settled]) -> None:
+    def finished(self, finished: Finished, settled: Sequence[Settled]) -> None:
         """Tell what became of many that were to be written out, as `settled` does of one."""
         for (delivery, enriched), each in zip(finished, settled, strict=True):
             if self._tells_all or each is not Settled.OK:

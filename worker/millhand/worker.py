@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from millhand.enriching import Enricher
 from millhand.errors import Malformed, ModelAway
 from millhand.gate import Gate
 from millhand.keys import Keys
-from millhand.known import Finished, Known
+from millhand.known import Known
 from millhand.lease import Leases
 from millhand.log import logger
 from millhand.model.ollama import OllamaModel
@@ -27,7 +28,7 @@ from millhand.process import run_child
 from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
 from millhand.repetition import Repetitions
-from millhand.settle import Settler, finish_surely, settle_surely
+from millhand.settle import Finished, Settler, finish_surely, in_runs, settle_surely
 from millhand.sharing import Party, attending
 from millhand.stop import Stop
 from millhand.stream import RedisError, Stream, connect, is_stale, require_streams
@@ -43,7 +44,6 @@ REDIS_PAUSE_MIN_S = 0.2
 REDIS_PAUSE_MAX_S = 1.0
 PROBE_TEXT = "This is a test."  # what a model that was away is asked, to see whether it is back
 MEET_PAUSE_S = 0.5  # between two looks for a model that is not there
-FINISHED_MAX = 500  # in one run of the script: the server is held up for a few milliseconds
 RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to be handed back
 
 
@@ -219,6 +219,7 @@ class Worker:
             reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each + ahead)
             deliveries = await self._stop.by_deadline(reading) or []
         except RedisError as error:
+            self._known.read_failed()
             await self._wait_for_redis(error)
             return []
         if self._redis_away is not None and not self._stop.requested:
@@ -292,18 +293,21 @@ class Worker:
     def _start_finishing(self, known: Finished) -> None:
         """Start on writing out what has a known answer; it needs no slot."""
         if known:
-            walk = asyncio.create_task(self._finish(known))
-            self._finishing.add(walk)
-            self._walks.add(walk)
-            walk.add_done_callback(self._finishing.discard)
-            walk.add_done_callback(partial(self._ended, delivery=known[0][0]))
+            finishing = self._begin(self._finish(known), known[0][0])
+            self._finishing.add(finishing)
+            finishing.add_done_callback(self._finishing.discard)
 
     def _start_handing_back(self, calls: list[list[Delivery]]) -> None:
         """Let others have what was read beyond the places and is not known. Nothing is spent."""
         for delivery in (delivery for call in calls for delivery in call):
-            walk = asyncio.create_task(self._hand_back(delivery))
-            self._walks.add(walk)
-            walk.add_done_callback(partial(self._ended, delivery=delivery))
+            self._begin(self._hand_back(delivery), delivery)
+
+    def _begin(self, walk: Coroutine[Any, Any, None], delivery: Delivery) -> "asyncio.Task[None]":
+        """Begin a walk that needs no slot; `delivery` is the one to name should it fail."""
+        task = asyncio.create_task(walk)
+        self._walks.add(task)
+        task.add_done_callback(partial(self._ended, delivery=delivery))
+        return task
 
     def _ended(self, walk: asyncio.Task[None], delivery: Delivery) -> None:
         self._walks.discard(walk)
@@ -336,8 +340,7 @@ class Worker:
 
     async def _finish(self, known: Finished) -> None:
         with self._leases.hold_all(delivery for delivery, _ in known):
-            for first in range(0, len(known), FINISHED_MAX):
-                together = known[first : first + FINISHED_MAX]
+            for together in in_runs(known):
                 self._teller.finished(together, await finish_surely(self._settler, together, self._log))
 
     async def _attempt(self, delivery: Delivery, permit: Permit, party: Party | None) -> Outcome:

@@ -201,13 +201,16 @@ def _wrong_in_dead(run: Timeline, entry_id: str, dead_letter: Entry) -> str:
 def settles_are_true(run: Timeline) -> Iterator[Finding]:
     """5: an event is finished at most once; what was finished or buried has that record, and what was gone has one.
 
-    Unless Redis itself lost the record afterwards.
+    Unless Redis itself lost the record afterwards. What was deleted before its group was is gone and has none.
     """
+    excused = untold(run)
     for entry_id, acts in run.acts.items():
         for first, second in itertools.pairwise(act for act in acts if (act.verdict, act.answer) == ("done", "ok")):
             if not _is_forgotten_after(run, first.sent_s):
                 yield Finding("was finished twice", (entry_id,), (*first.records, *second.records))
         for act in acts:
+            if act.answer == "gone" and entry_id in excused:
+                continue
             if (wrong := _untrue(run, act)) and not _is_forgotten_after(run, act.sent_s):
                 yield Finding(wrong, (entry_id,), act.records)
 

@@ -6,8 +6,8 @@
 -- answer {ms until the next is due or -1, now in ms of the server's clock,
 --         {{id, owner, count, record of the attempts or '', {field, value, ...}}, ...}}
 --
--- The one script without allow-oom: a server that is full refuses it, and a worker that is refused reads nothing either,
--- so that memory is left to finish what is in hand.
+-- Without allow-oom: a server that is full refuses it, as it refuses places (gate.py), so that nothing more is taken in
+-- hand and memory is left to finish what is.
 -- A suspect, which came back from workers that died and has its last chance, is given out alone: if it kills this worker
 -- too, nothing else was in hand with it that could be buried for it.
 -- A deleted entry is given out without fields, and stays with `@parked` since XCLAIM would drop it: its taker buries it.
