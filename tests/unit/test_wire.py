@@ -395,6 +395,22 @@ async def test_a_host_is_reached_at_whichever_of_its_addresses_answers() -> None
                 assert reached.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+async def test_who_is_cancelled_when_an_address_has_just_answered_leaves_no_socket_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A socket that nobody closes is a warning, and warnings are errors here."""
+    reached: list[socket.socket] = []
+
+    async def cancelled_late(race: list[Any], _: float) -> Any:
+        reached.append(await race[0]())
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("millhand.model.wire.staggered_race", cancelled_late)
+    with socket.create_server((HOST, 0)) as server, pytest.raises(asyncio.CancelledError):
+        await first_reached([(socket.AF_INET, socket.SOCK_STREAM, 0, "", server.getsockname())])
+    assert reached[0].fileno() == -1
+
+
 @on_each_loop
 async def test_a_connection_that_does_not_come_about_in_time_is_given_up() -> None:
     async with Server(sends()) as server:

@@ -261,13 +261,20 @@ def _message(request: httpx.Request) -> bytes:
 
 async def first_reached(places: Iterable[Place]) -> socket.socket:
     """Return a socket to whichever of a host's addresses answers first (RFC 8305). Raises OSError."""
-    reached, _, errors = await staggered_race([partial(_reached, place) for place in places], HEAD_START_S)
+    all_reached: list[socket.socket] = []
+    try:
+        race = [partial(_reached, place, all_reached) for place in places]
+        reached, _, errors = await staggered_race(race, HEAD_START_S)
+    except BaseException:
+        for one in all_reached:  # cancelled when there was a winner already
+            one.close()
+        raise
     if reached is None:
         raise next((error for error in errors if error), None) or OSError("no address")
     return cast("socket.socket", reached)
 
 
-async def _reached(place: Place) -> socket.socket:
+async def _reached(place: Place, all_reached: list[socket.socket]) -> socket.socket:
     family, kind, protocol, _, address = place
     connecting = socket.socket(family, kind, protocol)
     try:
@@ -277,4 +284,5 @@ async def _reached(place: Place) -> socket.socket:
     except BaseException:
         connecting.close()
         raise
+    all_reached.append(connecting)
     return connecting
