@@ -92,7 +92,7 @@ async def soon(work: Awaitable[Any]) -> Any:
 
 async def permits_for(gate: Gate, wanted: int) -> list[Permit]:
     """Take places, and permits for all of them."""
-    return gate.take(await soon(gate.places(wanted)))
+    return gate.take(await soon(gate.places(wanted)), keep=False)
 
 
 async def is_held_back(gate: Gate, permit: Permit | None = None) -> bool:
@@ -112,16 +112,16 @@ async def test_places_that_are_left_are_kept_for_the_next_read_while_events_come
     assert await soon(gate.places(10)) == 10
     asked = await calls_of(doors, "evalsha")
 
-    gate.take(1)
+    gate.take(1, keep=True)
     assert await soon(gate.places(4)) == 4
     assert await soon(gate.places(20)) == 9
-    gate.take(2)
+    gate.take(2, keep=True)
     assert await calls_of(doors, "evalsha") == asked
-    gate.take(0)
+    gate.take(0, keep=False)
     await eventually_async(lambda: permits_are(doors, 3))
 
     assert await soon(gate.places(6)) == 6
-    gate.take(1)
+    gate.take(1, keep=True)
     gate.give_back_places()
     await eventually_async(lambda: permits_are(doors, 4))
 
@@ -131,11 +131,11 @@ async def test_no_place_is_kept_while_the_model_is_away_or_where_there_is_a_rate
     gate, rated = doors.gate(model__in_flight_max=20), doors.gate("here:w2:b", model__rate_per_s=100.0)
     await soon(gate.places(8))
     gate.away = "busy"
-    gate.take(1)
+    gate.take(1, keep=True)
     await eventually_async(lambda: permits_are(doors, 1))
 
     await soon(rated.places(8))
-    rated.take(1)
+    rated.take(1, keep=True)
     await eventually_async(lambda: permits_are(doors, 2))
 
 
@@ -166,7 +166,7 @@ async def test_a_permit_that_is_given_back_is_the_next_ones(doors: Doors) -> Non
     assert not waiting.done()
     first.leave(held, OK)
     assert await soon(waiting) == 1
-    (permit,) = second.take(1)
+    (permit,) = second.take(1, keep=False)
     assert await doors.permits() == {permit.id}
 
 
@@ -250,7 +250,7 @@ async def test_a_call_in_hand_goes_before_the_readers_of_other_workers(doors: Do
         while True:
             await reader.places(1)
             await asyncio.sleep(0)
-            reader.take(0)
+            reader.take(0, keep=False)
 
     reading = asyncio.create_task(read_again_and_again())
     assert await soon(caller.admit(caller.permit()))
@@ -342,7 +342,7 @@ async def test_a_call_in_hand_takes_a_place_of_its_own_workers_reader(doors: Doo
     assert await soon(gate.places(1)) == 1
     in_hand = gate.permit()
     assert await soon(gate.admit(in_hand))
-    (permit,) = gate.take(1)
+    (permit,) = gate.take(1, keep=True)
     assert await doors.permits() == {in_hand.id}
     assert await is_held_back(gate, permit)
 
@@ -588,7 +588,7 @@ async def test_a_prober_that_the_answer_has_not_reached_makes_way(doors: Doors) 
 async def test_calls_from_before_a_pause_neither_pause_nor_open_again(doors: Doors) -> None:
     """They are as old news as what they tell of."""
     gate = doors.gate(gate__failures_max=1)
-    refused, late, lost = gate.take(await soon(gate.places(6)))[:3]
+    refused, late, lost = gate.take(await soon(gate.places(6)), keep=False)[:3]
     await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
     await doors.pass_time("pause_until")
     for permit, end in ((late, end_of(BUSY)), (lost, LOST)):
@@ -599,7 +599,7 @@ async def test_the_end_of_throttling_is_told_by_the_first_success_after_it(
     doors: Doors, told: list[MutableMapping[str, Any]]
 ) -> None:
     gate = doors.gate()
-    refused, before, *others = gate.take(await soon(gate.places(4)))
+    refused, before, *others = gate.take(await soon(gate.places(4)), keep=False)
     gate.give_back(others)
     await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
     await gate.tell(before, OK)

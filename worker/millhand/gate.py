@@ -153,14 +153,14 @@ class Gate:
             poll_s = await self._until_given_back(poll_s)
         return 0
 
-    def take(self, calls: int) -> list[Permit]:
-        """Return a permit for each call that events have come for. The rest is kept for the next read, which is near.
+    def take(self, calls: int, *, keep: bool) -> list[Permit]:
+        """Return a permit for each call that events have come for. `keep` the rest where the next read is near.
 
-        Where nothing has come it is given back. A call in hand may have taken one of the places meanwhile: then the
-        last permits are not held yet.
+        Else it is given back. A call in hand may have taken one of the places meanwhile: then the last permits are not
+        held yet.
         """
         taken, self._idle = self._idle[:calls], self._idle[calls:]
-        if not calls or not self._may_keep(self._idle):
+        if not keep or not self._may_keep(self._idle):
             self.give_back_places()
         return [*taken, *(self.permit() for _ in range(calls - len(taken)))]
 

@@ -18,9 +18,9 @@ from millhand.stop import Stop
 from millhand.tasks.task import enrichment_hash
 from millhand.verdict import Delivery, Enriched
 
-READ_AHEAD_MAX = 256  # events read beyond the places: as many as the largest worker reads for its slots
+READ_AHEAD_MAX = 512  # events read beyond the places: the server is held up by a run of so many for some 2 ms
 READ_AHEAD_BYTES_MAX = 2 << 20  # … of them, by the mean size of those found last
-IN_HAND_MAX = 512  # beyond which nothing is read ahead
+IN_HAND_MAX = 1024  # beyond which nothing is read ahead
 REMEMBERED_MAX = 1000  # answers that are not read anew each time they are found
 
 

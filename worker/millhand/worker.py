@@ -119,7 +119,7 @@ class Worker:
             calls, beyond = calls[:places], calls[places:]
             self._start_finishing(known)
             self._start_handing_back(beyond)
-            await self._take_up(calls, self._gate.take(len(calls)))
+            await self._take_up(calls, self._gate.take(len(calls), keep=bool(known or others)))
             self._taking = False
         await self._drain()
         renewing.cancel()
