@@ -676,11 +676,15 @@ async def test_a_call_that_was_ended_by_us_says_nothing_about_the_model(doors: D
 
 
 class Model:
-    """A model that works on so many calls at once, a second on each, as calls see it that keep it at its limit."""
+    """A model that works on so many calls at once, a second on each, as calls see it that keep it at its limit.
 
-    def __init__(self, doors: Doors, slots: int) -> None:
+    Of the work it leaves a share out of what it accounts for.
+    """
+
+    def __init__(self, doors: Doors, slots: int, unaccounted: float = 0.0) -> None:
         self._doors = doors
         self._slots = slots
+        self.unaccounted = unaccounted
         self._gate = doors.gate(model__in_flight_max="auto", model__concurrency=64)
         self.limits: list[int] = []
 
@@ -694,7 +698,7 @@ class Model:
         await self._let_them_take_their_time()
         wall_s = max(1.0, limit / self._slots)
         for permit in places:
-            self._gate.leave(permit, End("ok", wall_s, wall_s - 1.0))
+            self._gate.leave(permit, End("ok", wall_s, wall_s - 1.0 + self.unaccounted))
         await self._gate.tell(self._gate.permit(), UNUSED)
 
     async def _let_them_take_their_time(self) -> None:
@@ -713,6 +717,53 @@ async def test_the_limit_settles_where_a_few_calls_wait_and_stays_there(doors: D
     assert min(settled) >= slots
     assert max(settled) <= 1.25 * slots + 1
     assert max(settled) - min(settled) <= 1
+
+
+@pytest.mark.parametrize("unaccounted", [0.12, 0.2, 0.4])
+@pytest.mark.parametrize("slots", [1, 4, 16, 64])
+async def test_work_that_the_model_does_not_account_for_is_not_waiting(
+    doors: Doors, race: Race, slots: int, unaccounted: float
+) -> None:
+    """The limit still reaches the slots, and a real queue on top still stops it."""
+    await race.add()
+    model = Model(doors, slots, unaccounted)
+    for _ in range(60):
+        await model.round()
+    settled = model.limits[30:]
+    assert min(settled) >= slots
+    assert max(settled) <= 1.25 * slots + 1
+    assert max(settled) - min(settled) <= 1
+
+
+async def test_a_model_is_given_less_but_rarely_to_find_what_it_does_not_account_for(doors: Doors, race: Race) -> None:
+    await race.add()
+    model = Model(doors, 16, 0.2)
+    for _ in range(300):
+        await model.round()
+    less = sum(16 - limit for limit in model.limits[30:] if limit < 16)
+    assert 0 < less <= 0.02 * 16 * 270
+
+
+async def test_a_model_that_begins_to_account_for_less_gets_its_calls_back(doors: Doors, race: Race) -> None:
+    """What it accounted for before was learnt as all there is; that is measured anew after a while."""
+    await race.add()
+    model = Model(doors, 16)
+    for _ in range(40):
+        await model.round()
+    model.unaccounted = 0.3
+    for _ in range(360):
+        await model.round()
+    assert min(model.limits[40:200]) < 16
+    assert sorted(model.limits[300:])[len(model.limits[300:]) // 10] >= 16
+    assert max(model.limits[200:]) <= 21
+
+
+async def test_a_refusal_while_the_base_is_measured_cuts_the_whole_limit(doors: Doors) -> None:
+    gate = doors.gate(model__in_flight_max="auto")
+    await doors.redis.hset(doors.keys.gate, mapping={"limit": 4, "whole": 16, "generation": 0})
+    (permit,) = await permits_for(gate, 1)
+    await gate.tell(permit, end_of(BUSY))
+    assert (await doors.view(model__in_flight_max="auto")).permits_max == 12
 
 
 async def test_a_model_that_answers_at_once_gets_as_many_calls_as_the_workers_can_make(

@@ -19,13 +19,19 @@
 -- It grows only where it is what holds calls back (as a congestion window does: RFC 7661), which admit tells by
 -- `wanting`; so it ends a little above what the workers together would take. Each step is judged by calls that began
 -- after it, and there are as many as the limit while it doubles, later twice as many.
--- What is measured: calls, `queue_us` in the model's queue, `busy_us` in which calls were under way, and of that
--- `wanting_us`; an idle hour between two bursts counts for nothing.
+-- What is measured: calls, their `wall_us`, of that `queue_us` in the model's queue, `busy_us` in which calls were under
+-- way, and of that `wanting_us`; an idle hour between two bursts counts for nothing.
+-- A model may leave work out of what it accounts for (Ollama the sampling), which then looks like waiting. The share of it
+-- is `base`, as the base round trip of Vegas: the least that a whole measurement has shown; only what goes beyond it
+-- counts. Where calls seem to wait, at first and then every so many `measurements`, the limit is a quarter for one of
+-- them, in which none can, and the base is learnt anew (N. Cardwell et al., "BBR", 2016: ProbeRTT). Without that a base
+-- too low would last for ever, and one that crept up by itself would take a lasting queue for work. `whole` is the limit
+-- to go back to.
 -- A call that began before the gate was last shut says nothing of how the model does since: `generation` and `shut` tell.
 -- Sent again after a lost reply it counts the calls once more: a strike too many is one failed probe's wait.
 -- What is known of the gate is read once and written once, however many calls there are to tell of.
 local FIELDS, AUTO_MAX, CUT, WANTING_SHARE, QUEUE_MIN, QUEUE_SHARE = 7, 1024, 0.75, 0.5, 0.5, 0.1
-local CALLS_MIN = 8
+local CALLS_MIN, BASE_CALLS_MIN, BASE_SHARE, BASE_EVERY, BASE_MAX = 8, 4, 0.25, 64, 0.5
 local gate, permits = KEYS[1], KEYS[2]
 local at_once, untried, strikes_max, throttled_max_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local first_ms, longest_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -90,11 +96,12 @@ end
 
 -- the breaker
 
-local measured = {calls = 0, queue_us = 0, longest_us = 0}
+local measured = {calls = 0, wall_us = 0, queue_us = 0, longest_us = 0}
 
 local function begin_measuring()
-  measured = {calls = 0, queue_us = 0, longest_us = 0}
+  measured = {calls = 0, wall_us = 0, queue_us = 0, longest_us = 0}
   set('counted', 0)
+  set('wall_us', 0)
   set('queue_us', 0)
   set('busy_us', 0)
   set('wanting_us', 0)
@@ -166,38 +173,72 @@ end
 
 local function cut(generation)
   if at_once == 'auto' and generation == number('generation') then
-    set_limit(math.floor(limit() * CUT), 0)
+    local whole = tonumber(known.whole or limit())
+    drop('whole')
+    set_limit(math.floor(whole * CUT), 0)
   end
 end
 
 local function measure(wall_us, queue_us, generation)
   if at_once == 'auto' and generation == number('generation') then
     measured.calls = measured.calls + 1
+    measured.wall_us = measured.wall_us + wall_us
     measured.queue_us = measured.queue_us + queue_us
     measured.longest_us = math.max(measured.longest_us, wall_us)
   end
 end
 
-local function step()
+local function count_in()
   local busy_us = now_us - number('left_us')
   if busy_us < 0 or busy_us > measured.longest_us then
     busy_us = measured.longest_us
   end
   set('left_us', now_us)
   add('counted', measured.calls)
+  add('wall_us', measured.wall_us)
   add('queue_us', measured.queue_us)
   add('busy_us', busy_us)
   add('wanting_us', known.wanting and busy_us or 0)
-  local now_limit, doubling = limit(), tostring(known.doubling) ~= '0'
-  if number('counted') < math.max(CALLS_MIN, (doubling and 1 or 2) * now_limit) then
+end
+
+local function seek_base(now_limit, doubling)
+  set('whole', now_limit)
+  set_limit(math.floor(now_limit * BASE_SHARE), doubling)
+end
+
+local function learn_base(share, doubling)
+  local whole = tonumber(known.whole)
+  drop('whole')
+  set('base', math.min(share, BASE_MAX))
+  set('measurements', 0)
+  set_limit(whole, doubling)
+end
+
+local function step()
+  count_in()
+  local now_limit, doubling = limit(), tostring(known.doubling) ~= '0' and 1 or 0
+  local calls_min = math.max(CALLS_MIN, (2 - doubling) * now_limit)
+  if number('counted') < (known.whole and math.max(BASE_CALLS_MIN, now_limit) or calls_min) then
     return
   end
-  local waiting = number('queue_us') / math.max(1, number('busy_us'))
+  local share = number('queue_us') / math.max(1, number('wall_us'))
+  if known.whole then
+    return learn_base(share, doubling)
+  end
+  if share < number('base') then
+    set('base', share)
+  end
+  local base, measurements = number('base'), tonumber(known.measurements or BASE_EVERY)
+  local waiting = (number('queue_us') - base * number('wall_us')) / (1 - base) / math.max(1, number('busy_us'))
   local enough = math.max(QUEUE_MIN, QUEUE_SHARE * now_limit)
+  if waiting >= enough and measurements >= BASE_EVERY then
+    return seek_base(now_limit, doubling)
+  end
+  set('measurements', measurements + 1)
   if waiting > enough + math.max(1, enough) then
     set_limit(math.floor(now_limit - waiting + enough + 0.5), 0)
   elseif waiting < enough and number('wanting_us') >= WANTING_SHARE * number('busy_us') then
-    set_limit(doubling and 2 * now_limit or now_limit + 1, doubling and 1 or 0)
+    set_limit(now_limit + (doubling == 1 and now_limit or 1), doubling)
   else
     begin_measuring()
   end

@@ -64,7 +64,8 @@ def queue_s(reply: Reply, wall_s: float) -> float:
     """Return how long a call waited for its turn, by its reply; 0 where the reply does not tell.
 
     Ollama's total runs from the arrival of the request, its other durations are the work: between them lies the wait
-    for one of its places. A proxy that queues shows only in the time on our side.
+    for one of its places. A proxy that queues shows only in the time on our side. Some releases leave the sampling out
+    of the work: the gate learns how much that is (lua/leave.lua).
     """
     total_s = reply.total_duration / NS_PER_S
     if total_s <= 0:
