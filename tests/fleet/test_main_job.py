@@ -83,9 +83,11 @@ def test_scaling_keeps_the_processes_that_stay_and_survives_a_restart(fleet: Run
     streams.produce(400, "event {n} [[fake delay=0.05]]")
     assert b"workers: 2 -> 4" in fleet.ctl("scale", "4").stdout
     eventually(lambda: len(fleet.pids()) == 4 and fleet.is_ready(), 20)
-    assert {name: pid for name, pid in fleet.pids().items() if name in before} == before
+    four = fleet.pids()
+    assert {name: pid for name, pid in four.items() if name in before} == before
     assert b"workers: 4 -> 1" in fleet.ctl("scale", "1").stdout
-    eventually(lambda: fleet.pids() == {"worker-1": before["worker-1"]}, 20)
+    eventually(lambda: len(fleet.pids()) == 1, 20)
+    assert fleet.pids().items() <= four.items()  # whichever was the busiest
     assert fleet.terminate() == 0
     fleet.up()
     assert list(fleet.pids()) == ["worker-1"]
