@@ -199,9 +199,9 @@ MILLHAND = Entrant(
     pace={W0: 30_000, W1: 4000, W2: 160, W3: 1280},
     settings={
         W0: {"cache.ttl_s": 3600},
-        W1: {"model.in_flight_max": 128},
-        W2: {"model.in_flight_max": 20},
-        W3: {"model.in_flight_max": 80},
+        W1: {"model.in_flight_max": 128},  # of these, twice what the workers may have at once: no read is cut short
+        W2: {"model.in_flight_max": 40},
+        W3: {"model.in_flight_max": 160},
     },
 )
 AUTO = Entrant("auto", 'millhand, "auto"', None, {W1: 64, W2: 20, W3: 80}, queues=(INPUT,), pace=MILLHAND.pace)
