@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis import exceptions
 
+from millhand.line import Line
 from millhand.stream import RedisError, Script
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class _Run:
             for part in call.parts:
                 self.args += part
 
+    def command(self, *, in_full: bool) -> list[Any]:
+        """Return it as a command: by the script's hash, or with its text where the server has forgotten it."""
+        how = ("EVAL", self.script.text) if in_full else ("EVALSHA", self.script.sha)
+        return [*how, len(self.keys), *self.keys, *self.args]
+
     def hand_out(self, reply: Any) -> None:
         """Give each call its answer out of the run's reply. Whoever waited may have been cancelled meanwhile."""
         place = 0
@@ -79,6 +85,7 @@ class Courier:
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
+        self._line = Line(redis)
         self._waiting: list[_Call] = []
         self._carrying: asyncio.Task[None] | None = None
 
@@ -142,14 +149,7 @@ class Courier:
         return replies
 
     async def _pipelined(self, runs: list[_Run], *, in_full: bool = False) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for run in runs:
-                if in_full:
-                    pipeline.eval(run.script.text, len(run.keys), *run.keys, *run.args)
-                else:
-                    pipeline.evalsha(run.script.sha, len(run.keys), *run.keys, *run.args)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-            return replies
+        return await self._line.round_trip([run.command(in_full=in_full) for run in runs])
 
 
 def _runs(batch: list[_Call]) -> list[_Run]:

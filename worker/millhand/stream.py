@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from millhand.address import refusal_of_tls, tls_context
 from millhand.errors import Unusable
 from millhand.keys import Keys
+from millhand.line import Line
 from millhand.verdict import Delivery
 
 COMMAND_TIMEOUT_S = 4.0
@@ -140,6 +141,7 @@ class Stream:
         self._deliveries_max = deliveries_max
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
+        self._line = Line(self._reader)
         self._take_due = Script(self._reader, "take_due")
         self._due_look_s: float | None = None  # when to look for what is due; None before the first look
         self._clock_ms, self._clock_read_at = 0, time.monotonic()
@@ -148,12 +150,15 @@ class Stream:
         """Return up to `count` new entries, after waiting for the first until it is time to look for what is due."""
         look_in_ms = BLOCK_MS if self._due_look_s is None else (self._due_look_s - time.monotonic()) * 1000
         block_ms = round(max(1.0, min(BLOCK_MS, look_in_ms)))
-        reply = await self._reader.execute_command(  # type: ignore[no-untyped-call]
+        reply = await self._line.call(
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
         )  # fmt: skip
-        entries = _only_stream(reply)
-        return [Delivery(entry_id.decode(), fields, self._consumer, 1) for entry_id, fields in entries]
+        return [
+            Delivery(entry_id.decode(), _fields(pairs), self._consumer, 1)
+            for _, entries in reply or ()
+            for entry_id, pairs in entries
+        ]
 
     async def take_due(self, count: int) -> list[Delivery]:
         """Return up to `count` parked entries that are due. Raises OutOfMemoryError where Redis is full."""
@@ -237,13 +242,8 @@ def _spent(record: bytes | None) -> tuple[int, tuple[str, ...]]:
 
 
 def _due(entry_id: bytes, owner: bytes, count: int, record: bytes, pairs: list[bytes]) -> Delivery:
-    fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    return Delivery(entry_id.decode(), fields, owner.decode(), count, *_spent(record))
+    return Delivery(entry_id.decode(), _fields(pairs), owner.decode(), count, *_spent(record))
 
 
-def _only_stream(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Take the entries of the one stream that was asked for out of XREADGROUP's reply."""
-    if not reply:
-        return []
-    ((_, entries),) = reply.items() if isinstance(reply, dict) else reply
-    return list(entries)
+def _fields(pairs: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
