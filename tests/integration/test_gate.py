@@ -90,9 +90,16 @@ async def soon(work: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(work, 10)
 
 
+async def placed(gate: Gate, wanted: int) -> int:
+    """Wait for places as a reader does; 0 if a stop comes first."""
+    while not (places := await gate.places(wanted)).calls and not gate._stop.requested:
+        await gate.refusal_over()
+    return places.calls
+
+
 async def permits_for(gate: Gate, wanted: int) -> list[Permit]:
     """Take places, and permits for all of them."""
-    return gate.take(await soon(gate.places(wanted)), keep=False)
+    return gate.take(await soon(placed(gate, wanted)), keep=False)
 
 
 async def is_held_back(gate: Gate, permit: Permit | None = None) -> bool:
@@ -109,18 +116,18 @@ async def is_held_back(gate: Gate, permit: Permit | None = None) -> bool:
 async def test_places_that_are_left_are_kept_for_the_next_read_while_events_come(doors: Doors) -> None:
     """They are not asked for again; once a read has brought nothing, or none is to follow, others may have them."""
     gate = doors.gate(model__in_flight_max=20)
-    assert await soon(gate.places(10)) == 10
+    assert await soon(placed(gate, 10)) == 10
     asked = await calls_of(doors, "evalsha")
 
     gate.take(1, keep=True)
-    assert await soon(gate.places(4)) == 4
-    assert await soon(gate.places(20)) == 9
+    assert await soon(placed(gate, 4)) == 4
+    assert await soon(placed(gate, 20)) == 9
     gate.take(2, keep=True)
     assert await calls_of(doors, "evalsha") == asked
     gate.take(0, keep=False)
     await eventually_async(lambda: permits_are(doors, 3))
 
-    assert await soon(gate.places(6)) == 6
+    assert await soon(placed(gate, 6)) == 6
     gate.take(1, keep=True)
     gate.give_back_places()
     await eventually_async(lambda: permits_are(doors, 4))
@@ -129,12 +136,12 @@ async def test_places_that_are_left_are_kept_for_the_next_read_while_events_come
 async def test_no_place_is_kept_while_the_model_is_away_or_where_there_is_a_rate(doors: Doors) -> None:
     """A pause reaches everybody within a second, and what has no token yet is not read."""
     gate, rated = doors.gate(model__in_flight_max=20), doors.gate("here:w2:b", model__rate_per_s=100.0)
-    await soon(gate.places(8))
+    await soon(placed(gate, 8))
     gate.away = "busy"
     gate.take(1, keep=True)
     await eventually_async(lambda: permits_are(doors, 1))
 
-    await soon(rated.places(8))
+    await soon(placed(rated, 8))
     rated.take(1, keep=True)
     await eventually_async(lambda: permits_are(doors, 2))
 
@@ -161,7 +168,7 @@ async def test_no_more_permits_are_given_out_than_there_may_be_calls_at_once(doo
 async def test_a_permit_that_is_given_back_is_the_next_ones(doors: Doors) -> None:
     first, second = doors.gate(model__in_flight_max=1), doors.gate("here:w2:b", model__in_flight_max=1)
     (held,) = await permits_for(first, 1)
-    waiting = asyncio.create_task(second.places(1))
+    waiting = asyncio.create_task(placed(second, 1))
     await eventually_async(lambda: doors.redis.exists(doors.keys.permits))
     assert not waiting.done()
     first.leave(held, OK)
@@ -234,7 +241,7 @@ async def test_what_a_worker_still_holds_goes_back_when_it_closes(doors: Doors) 
 async def test_a_call_goes_before_what_has_not_been_read(doors: Doors) -> None:
     gate = doors.gate(model__in_flight_max=1)
     (first,) = await permits_for(gate, 1)
-    call, reading = asyncio.create_task(gate.admit(gate.permit())), asyncio.create_task(gate.places(1))
+    call, reading = asyncio.create_task(gate.admit(gate.permit())), asyncio.create_task(placed(gate, 1))
     await eventually_async(lambda: gate._queue)
     gate.leave(first, OK)
     assert await soon(call)
@@ -248,7 +255,7 @@ async def test_a_call_in_hand_goes_before_the_readers_of_other_workers(doors: Do
 
     async def read_again_and_again() -> None:
         while True:
-            await reader.places(1)
+            await placed(reader, 1)
             await asyncio.sleep(0)
             reader.take(0, keep=False)
 
@@ -314,7 +321,7 @@ async def test_what_was_granted_in_an_answer_that_was_lost_is_given_back(doors: 
     courier.loses = True
     if how == "places":
         with pytest.raises(RedisTimeoutError):
-            await gate.places(4)
+            await placed(gate, 4)
         await eventually_async(lambda: _are_held(doors, 0))
     else:
         assert await soon(gate.admit(gate.permit()))
@@ -327,7 +334,7 @@ async def _are_held(doors: Doors, count: int) -> bool:
 
 async def test_an_ask_that_was_cancelled_leaves_no_permit_behind(doors: Doors) -> None:
     gate = doors.gate(model__in_flight_max=4)
-    for ask in (gate.places(4), gate.admit(gate.permit())):
+    for ask in (placed(gate, 4), gate.admit(gate.permit())):
         asking = asyncio.create_task(ask)
         await asyncio.sleep(0)  # it has asked, and has no answer yet
         asking.cancel()
@@ -339,7 +346,7 @@ async def test_an_ask_that_was_cancelled_leaves_no_permit_behind(doors: Doors) -
 async def test_a_call_in_hand_takes_a_place_of_its_own_workers_reader(doors: Doors) -> None:
     """It need not wait until the read has ended; what comes in too much by then waits in its stead."""
     gate = doors.gate(model__in_flight_max=1)
-    assert await soon(gate.places(1)) == 1
+    assert await soon(placed(gate, 1)) == 1
     in_hand = gate.permit()
     assert await soon(gate.admit(in_hand))
     (permit,) = gate.take(1, keep=True)
@@ -525,7 +532,7 @@ async def test_failures_in_a_row_of_the_whole_fleet_open_the_breaker(doors: Door
     doors.model_says = LOST_MODEL
     assert [(await gate.tell(gate.permit(), LOST)).state for gate in gates] == ["closed", "closed", "open"]
     assert await is_held_back(gates[0])
-    reading = asyncio.create_task(gates[1].places(5))
+    reading = asyncio.create_task(placed(gates[1], 5))
     await eventually_async(lambda: gates[1].away)
     assert not reading.done()
     reading.cancel()
@@ -588,7 +595,7 @@ async def test_a_prober_that_the_answer_has_not_reached_makes_way(doors: Doors) 
 async def test_calls_from_before_a_pause_neither_pause_nor_open_again(doors: Doors) -> None:
     """They are as old news as what they tell of."""
     gate = doors.gate(gate__failures_max=1)
-    refused, late, lost = gate.take(await soon(gate.places(6)), keep=False)[:3]
+    refused, late, lost = gate.take(await soon(placed(gate, 6)), keep=False)[:3]
     await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
     await doors.pass_time("pause_until")
     for permit, end in ((late, end_of(BUSY)), (lost, LOST)):
@@ -599,7 +606,7 @@ async def test_the_end_of_throttling_is_told_by_the_first_success_after_it(
     doors: Doors, told: list[MutableMapping[str, Any]]
 ) -> None:
     gate = doors.gate()
-    refused, before, *others = gate.take(await soon(gate.places(4)), keep=False)
+    refused, before, *others = gate.take(await soon(placed(gate, 4)), keep=False)
     gate.give_back(others)
     await gate.tell(refused, end_of(ModelBusy("HTTP 429", 30.0)))
     await gate.tell(before, OK)
@@ -659,7 +666,7 @@ async def _evicted(doors: Doors) -> None:
 async def test_a_stop_wakes_whoever_waits_at_the_gate(doors: Doors) -> None:
     gate = doors.gate()
     await gate.tell(gate.permit(), end_of(ModelBusy("HTTP 429", 300.0)))
-    waiting = [asyncio.create_task(gate.admit(gate.permit())), asyncio.create_task(gate.places(3))]
+    waiting = [asyncio.create_task(gate.admit(gate.permit())), asyncio.create_task(placed(gate, 3))]
     await eventually_async(lambda: gate.away)
     doors.stop.request()
     assert await soon(asyncio.gather(*waiting)) == [False, 0]
@@ -783,7 +790,7 @@ async def test_idle_readers_who_want_more_raise_no_limit(doors: Doors, race: Rac
     await race.delivered("other:w1:a")
     await doors.redis.zadd(doors.keys.permits, {"@opened": -1})
     reader, other = doors.gate(model__in_flight_max="auto"), doors.gate("here:w2:b", model__in_flight_max="auto")
-    refused = asyncio.create_task(other.places(8))
+    refused = asyncio.create_task(placed(other, 8))
     for _ in range(40):
         places = [*await permits_for(reader, 8), *await permits_for(reader, 8)]
         await asyncio.gather(*(reader.tell(permit, OK) for permit in places))

@@ -1,14 +1,15 @@
 """The gate: the one door to the model, for the whole fleet. It is Redis that decides: see lua/admit.lua, lua/leave.lua.
 
-A permit stands for one call. A worker takes permits before it reads events, so that what cannot be worked on stays in
-the stream, and gives each back as soon as its call has ended. Without Redis there is no permit, and no call.
+A permit stands for one call. A worker takes permits before it reads events, or in one step with that, so that what cannot
+be worked on stays in the stream, and gives each back as soon as its call has ended. Without Redis there is no permit, and
+no call.
 """
 
 import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,11 +53,19 @@ class _Reply(NamedTuple):
     generation: int
     spread_ms: int
     says: bytes
+    read: Sequence[Any] = ()
 
     @property
     def wait_s(self) -> float:
         """How long to wait, spread where many wait for the same moment."""
         return (self.wait_ms + random.random() * self.spread_ms) / 1000  # noqa: S311 - jitter, no secret
+
+
+class Places(NamedTuple):
+    """For how many calls there are permits, and the entries that were read for them, as the server gives them."""
+
+    calls: int
+    entries: Sequence[Any] = ()
 
 
 class Standing(NamedTuple):
@@ -108,6 +117,8 @@ class Gate:
         self._telling: asyncio.Task[None] | None = None
         self._given_back = asyncio.Event()
         self._idle: list[Permit] = []  # held while events are read for them
+        self._refusal_s: float | None = None  # how long places are refused; None until a permit is given back …
+        self._poll_s = POLL_MIN_S  # … or for so long
         self._round_trip_s = 0.0  # of an admission, as short as it has been lately …
         self._grown_s = -math.inf  # … and when that was last found to be longer
         self._generation = 0  # of the limit, as last heard
@@ -131,27 +142,33 @@ class Gate:
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
-    async def places(self, wanted: int) -> int:
-        """Wait until calls may be made; return for how many, up to so many, there are permits. 0 if a stop comes first.
+    async def places(self, wanted: int, reading: Sequence[Any] = ()) -> Places:
+        """Return for how many calls, up to so many, there are permits. Where it is none, wait for `refusal_over`.
 
-        `take` hands the permits out. What it has kept is not asked for again. Raises RedisError.
+        `take` hands the permits out. What it has kept is not asked for again; else new entries are read in the same
+        step, if it is said how. Raises RedisError.
         """
         if self._idle and self._may_keep(self._idle) and not self._queue:
-            return min(wanted, len(self._idle))
+            return Places(min(wanted, len(self._idle)))
         self.give_back_places()
-        poll_s = POLL_MIN_S
-        while not self._stop.requested:
-            if not self._queue:
-                first = self.permit()
-                self._numbered += wanted - 1
-                reply = await self._ask("places", first, wanted)
-                if reply.granted:
-                    return reply.granted
-                if reply.wait_ms:
-                    await self._stop.sleep(reply.wait_s)
-                    continue
-            poll_s = await self._until_given_back(poll_s)
-        return 0
+        self._refusal_s = None
+        if self._queue:
+            return Places(0)
+        first = self.permit()
+        self._numbered += wanted - 1
+        reply = await self._ask("read" if reading else "places", first, wanted, reading)
+        if reply.granted:
+            self._poll_s = POLL_MIN_S
+        elif reply.wait_ms:
+            self._refusal_s = reply.wait_s
+        return Places(reply.granted, reply.read)
+
+    async def refusal_over(self) -> None:
+        """Wait until it is time to ask for places again, or a stop comes."""
+        if self._refusal_s is None:
+            self._poll_s = await self._until_given_back(self._poll_s)
+        else:
+            await self._stop.sleep(self._refusal_s)
 
     def take(self, calls: int, *, keep: bool) -> list[Permit]:
         """Return a permit for each call that events have come for. `keep` the rest where the next read is near.
@@ -242,15 +259,17 @@ class Gate:
                 return POLL_MIN_S
         return min(2 * poll_s, POLL_MAX_S)
 
-    async def _ask(self, how: str, first: Permit, wanted: int = 1) -> _Reply:
+    async def _ask(self, how: str, first: Permit, wanted: int = 1, reading: Sequence[Any] = ()) -> _Reply:
         """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back.
 
         A server that is full refuses places: nothing more is read. What is in hand may still be asked about.
         """
         self._held.pop(first.id, None)  # until the answer is here: `run` must not tell of what is being refused
-        admit = self._admit_readers if how == "places" else self._admit
+        for_reading = how in {"places", "read"}
+        admit = self._admit_readers if for_reading else self._admit
+        terms = [how, *self._admit_terms, first.id, wanted, *reading]
         try:
-            answer = await self._courier.send(admit, self._admit_keys, [how, *self._admit_terms, first.id, wanted])
+            answer = await self._courier.send(admit, self._admit_keys, terms)
         except (asyncio.CancelledError, *RedisError):
             self._give_up([first, *self._after(first, wanted - 1)])
             raise
@@ -272,9 +291,9 @@ class Gate:
         now_s = time.monotonic()
         for permit in granted:
             permit.generation = reply.generation
-            permit.fresh_until_s = now_s + FRESH_S if how == "places" else -math.inf
+            permit.fresh_until_s = -math.inf if how == "call" else now_s + FRESH_S
             self._held[permit.id] = now_s + self._hold_s + reply.wait_ms / 1000
-        if how == "places":
+        if how != "call":
             self._idle = granted
 
     async def _find_out(self, permit: Permit) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -154,11 +154,15 @@ class Stream:
             "XREADGROUP", "GROUP", self._keys.group, self._consumer,
             "COUNT", count, "BLOCK", block_ms, "STREAMS", self._keys.input, ">",
         )  # fmt: skip
-        return [
-            Delivery(entry_id.decode(), _fields(pairs), self._consumer, 1)
-            for _, entries in reply or ()
-            for entry_id, pairs in entries
-        ]
+        return [delivery for _, entries in reply or () for delivery in self.deliveries(entries)]
+
+    def reading(self, each: int, ahead: int) -> Sequence[Any]:
+        """Return how admit.lua is to read new entries: so many for each place, and so many beyond."""
+        return self._consumer, each, ahead
+
+    def deliveries(self, entries: Iterable[Any]) -> list[Delivery]:
+        """Return new entries, as the server gives them, as deliveries."""
+        return [Delivery(entry_id.decode(), _fields(pairs), self._consumer, 1) for entry_id, pairs in entries]
 
     async def take_due(self, count: int) -> list[Delivery]:
         """Return up to `count` parked entries that are due. Raises OutOfMemoryError where Redis is full."""

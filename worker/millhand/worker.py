@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from millhand.config import Config
 from millhand.courier import Courier
 from millhand.enriching import Enricher
 from millhand.errors import Malformed, ModelAway
-from millhand.gate import Gate
+from millhand.gate import Gate, Places
 from millhand.keys import Keys
 from millhand.known import Known
 from millhand.lease import Leases
@@ -87,7 +87,8 @@ class Worker:
         self._teller = Teller(self._stream.age_s, log)
         self._known = Known(config, answers, self._enricher, self._leases, stop)
         self._asker = Asker(config, questions, self._caller, answers, self._stream.age_s)
-        self._slots = config.model.concurrency  # that are free
+        self._slots = config.model.concurrency  # that are free: for what shares a call, until it has been asked about
+        self._in_hand_max = 2 * config.model.concurrency * config.model.events_per_call
         self._slot_free = asyncio.Event()
         self._slot_free.set()
         self._walks: set[asyncio.Task[None]] = set()
@@ -111,16 +112,19 @@ class Worker:
         while not self._stop.requested:
             await self._until_resumed()
             await self._stop.or_result(self._slot_free.wait())
-            await self._stop.or_result(self._few_finishing())
-            places = await self._places(self._slots) if self._slots and self._resumed.is_set() else 0
-            self._taking = places > 0 and self._resumed.is_set()
-            known, others = await self._known.among(await self._next(places) if self._taking else [])
+            await self._stop.or_result(self._few_in_hand())
+            self._taking = self._slots > 0 and self._resumed.is_set()
+            places, deliveries = await self._next(self._slots) if self._taking else (0, [])
+            known, others = await self._known.among(deliveries)
             calls = self._calls(others)
             calls, beyond = calls[:places], calls[places:]
             self._start_finishing(known)
             self._start_handing_back(beyond)
             await self._take_up(calls, self._gate.take(len(calls), keep=bool(known or others)))
+            refused = self._taking and not places
             self._taking = False
+            if refused:
+                await self._gate.refusal_over()
         await self._drain()
         renewing.cancel()
         holding.cancel()
@@ -197,36 +201,41 @@ class Worker:
             self._gate.give_back_places()
             await self._stop.or_result(self._resumed.wait())
 
-    async def _few_finishing(self) -> None:
-        """Wait until no more than one batch of known events is on its way out: another may be read meanwhile."""
-        while len(self._finishing) > 1:
-            await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
+    async def _few_in_hand(self) -> None:
+        """Wait until little is on its way out: of known events one batch, of others as many as may be asked about.
 
-    async def _places(self, count: int) -> int:
-        """Wait until the model may be asked; return for how many calls, of so many."""
-        try:
-            return await self._stop.by_deadline(self._gate.places(count)) or 0
-        except RedisError as error:
-            await self._wait_for_redis(error)
-            return 0
+        Where nothing can be written out, this is what ends reading.
+        """
+        while len(self._finishing) > 1 or len(self._walks) >= self._in_hand_max:
+            await asyncio.wait(self._walks, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _next(self, count: int) -> list[Delivery]:
-        """Return deliveries for up to `count` calls: by turns what is due, if so, and what is new: neither starves."""
-        self._due_turn = not self._due_turn and self._stream.may_take_due()
+    async def _next(self, slots: int) -> tuple[int, list[Delivery]]:
+        """Return how many calls may be made, up to so many, and deliveries for them.
+
+        These are by turns what is due, if so, and what is new: neither starves. What is new comes in one step with the
+        places where it is there already, and else is waited for.
+        """
+        due_turn = not self._due_turn and self._stream.may_take_due()
+        each, ahead = self._config.model.events_per_call, self._known.ahead
         try:
-            each = self._config.model.events_per_call
-            ahead = self._known.ahead
-            reading = self._stream.take_due(count) if self._due_turn else self._stream.read(count * each + ahead)
-            deliveries = await self._stop.by_deadline(reading) or []
+            reading = () if due_turn else self._stream.reading(each, ahead)
+            places, entries = await self._stop.by_deadline(self._gate.places(slots, reading)) or Places(0)
+            if not places:
+                return 0, []
+            self._due_turn = due_turn
+            deliveries = self._stream.deliveries(entries)
+            if not deliveries:
+                awaited = self._stream.take_due(places) if due_turn else self._stream.read(places * each + ahead)
+                deliveries = await self._stop.by_deadline(awaited) or []
         except RedisError as error:
             self._known.read_failed()
             await self._wait_for_redis(error)
-            return []
+            return 0, []
         if self._redis_away is not None and not self._stop.requested:
             self._redis_away = None
             self._log.info("redis.back")
         self._teller.delivered(deliveries)
-        return deliveries
+        return places, deliveries
 
     async def _wait_for_redis(self, error: BaseException) -> None:
         """Tell why Redis does not do as asked, once, and give it a moment. The janitor puts a vanished group back."""
@@ -260,6 +269,8 @@ class Worker:
             self._start(call, permit)
         if suspect:
             await self._in_hand_ended()
+        elif calls:
+            await asyncio.sleep(0)  # for them to be made before anything more is read
 
     async def _in_hand_ended(self) -> None:
         """Wait until nothing is in hand, or a stop is requested."""
@@ -269,15 +280,16 @@ class Worker:
     # -- walk -------------------------------------------------------------------------------------------------------
 
     def _start(self, deliveries: list[Delivery], permit: Permit) -> None:
-        """Start on what shares a call, and a slot until the last of it has ended."""
-        walks = dict[asyncio.Task[None], Delivery]()
+        """Start on what shares a call, and a slot until the last of it has been asked about."""
+        left = len(deliveries)
         self._slots -= 1
         if not self._slots:
             self._slot_free.clear()
 
-        def ended(walk: asyncio.Task[None]) -> None:
-            self._ended(walk, walks.pop(walk))
-            if not walks:
+        def asked() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
                 self._gate.give_back([permit])
                 self._slots += 1
                 self._slot_free.set()
@@ -285,10 +297,7 @@ class Worker:
         party = self._asker.party(len(deliveries), permit) if len(deliveries) > 1 else None
         for delivery in deliveries:
             own = self._gate.permit() if party else permit
-            walks[asyncio.create_task(self._walk(delivery, own, party))] = delivery
-        self._walks |= walks.keys()
-        for walk in list(walks):
-            walk.add_done_callback(ended)
+            self._begin(self._walk(delivery, own, party, asked), delivery)
 
     def _start_finishing(self, known: Finished) -> None:
         """Start on writing out what has a known answer; it needs no slot."""
@@ -314,13 +323,16 @@ class Worker:
         if not walk.cancelled() and (error := walk.exception()):
             self._log.error("event.walk_failed", exc_info=error, **delivery.labels())
 
-    async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None) -> None:
+    async def _walk(
+        self, delivery: Delivery, permit: Permit, party: Party | None, asked: Callable[[], None]
+    ) -> None:
         """Take one delivery from its fields to its verdict."""
         with self._leases.hold(delivery) as lease:
             try:
                 outcome = await lease.unless_interrupted(self._attempt(delivery, permit, party))
             finally:
                 self._gate.give_back([permit])
+                asked()
             if outcome is None:
                 if lease.lost:
                     return

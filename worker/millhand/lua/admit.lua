@@ -3,12 +3,13 @@
 --
 -- KEYS   1 gate  2 permits  3 input
 -- ARGV   1 'look': is the gate shut?  'places': how many of these calls could begin soon, asked before events are read?
---          'call': this one begins, now or when its token is due
+--          'read': the same, and new events are read for them  'call': this one begins, now or when its token is due
 --        2 group  3 calls at once, a number or 'auto'  4 what that is before any call has been measured
 --        5 us between two tokens, 0 = no rate  6 burst  7 ms until a permit expires, and a probe's lease
 --        8 id of a permit: its consumer's name, a slash, and a number  9 calls; the next numbers are for the others
+--        to read: 10 who does  11 events a call  12 events beyond those
 -- answer {granted, wait in ms, why, generation of the limit, ms over which those who wait are to be spread, what is
---         wrong in words}
+--         wrong in words, what was read}
 --        granted > 0   the first so many hold a permit, except after a 'look'; a 'call' begins after the wait, for
 --                      which it has its token
 --        'paused' 'open' 'permit' 'rate'   nothing granted, and not to be asked again before the wait is over
@@ -26,12 +27,13 @@
 -- Where the bucket is lost it begins with one token. Where the permits are lost while events are in hand, nobody gets
 -- a new one until all have told again what they hold. A time too far ahead is a clock that was put back: now.
 -- Not sent again as it was: whoever gets no answer gives these ids back, in a leave, and asks with new ones. A token may
--- be spent for nothing.
+-- be spent for nothing; what was read stays in the hands of its reader until the janitor finds it.
 local REJOIN_MS, RESERVED_US_MAX, AHEAD_US, OPEN_POLL_MS, QUEUED_MS = 2500, 500000, 100000, 250, 500
 local gate, permits, input = KEYS[1], KEYS[2], KEYS[3]
 local how, group, at_once, untried = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local interval, burst, hold_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local id, wanted = ARGV[8], tonumber(ARGV[9])
+local for_reading = how == 'places' or how == 'read'
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
@@ -148,7 +150,7 @@ if how == 'call' and redis.call('ZSCORE', permits, id) then
   free = 1
 end
 local queued = number('queued_until') - now
-if how == 'places' and queued > 0 and queued <= QUEUED_MS then
+if for_reading and queued > 0 and queued <= QUEUED_MS then
   free = 0
 end
 if free < 1 then
@@ -160,7 +162,7 @@ if free < 1 then
 end
 
 local granted = 1
-if how == 'places' then
+if for_reading then
   granted = math.min(math.ceil(math.floor(free) / 2), wanted)
   note_short(granted < wanted)
   if interval > 0 then
@@ -183,4 +185,10 @@ for place = 1, granted do
   held[2 * place] = owner .. string.format('%d', number_of_first + place - 1)
 end
 redis.call('ZADD', permits, unpack(held))
-return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, ''}
+local read = {}
+if how == 'read' then
+  local count = granted * ARGV[11] + ARGV[12]
+  local streams = redis.call('XREADGROUP', 'GROUP', group, ARGV[10], 'COUNT', count, 'STREAMS', input, '>')
+  read = streams and streams[1][2] or {}
+end
+return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, '', read}
