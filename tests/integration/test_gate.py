@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tests.conftest import StartRedis
 from tests.fleet.chaos.proxy import FaultProxy
@@ -14,12 +15,13 @@ from tests.rig import RedisServer, config_for, eventually_async
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy
-from millhand.gate import Gate
+from millhand.gate import Gate, Places
 from millhand.keys import Keys
 from millhand.log import logger
 from millhand.permit import UNUSED, VOID, End, Permit, end_of
 from millhand.stop import Stop
-from millhand.stream import Script, connect
+from millhand.stream import Script, Stream, connect
+from millhand.verdict import Delivery
 from millhand_fleet.gate_view import GateView, look_at_gate
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.every_server
 
+READER = "here:w1:a"
 OK = End("ok", 0.05)
 LOST = end_of(ModelAway("model_unreachable", "reset", lost=True))
 BUSY = ModelBusy("HTTP 503")
@@ -86,6 +89,14 @@ async def doors(redis: "Redis", redis_url: str) -> AsyncIterator[Doors]:
     await doors.close()
 
 
+@pytest.fixture
+async def stream(redis_url: str, race: Race) -> AsyncIterator[Stream]:
+    """Read as one consumer of the group."""
+    stream = Stream(redis_url, race.keys, READER, 3)
+    yield stream
+    await stream.close()
+
+
 async def soon(work: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(work, 10)
 
@@ -131,6 +142,52 @@ async def test_places_that_are_left_are_kept_for_the_next_read_while_events_come
     gate.take(1, keep=True)
     gate.give_back_places()
     await eventually_async(lambda: permits_are(doors, 4))
+
+
+@pytest.mark.parametrize(("each", "ahead"), [(1, 0), (2, 0), (1, 3)])
+async def test_events_are_read_in_one_step_with_the_places_for_them(
+    doors: Doors, race: Race, stream: Stream, each: int, ahead: int
+) -> None:
+    """As many as the places are for, and not as were wanted: eight permits are free, of which a reader gets half."""
+    ids = [await race.add(str(n)) for n in range(10)]
+    read = 4 * each + ahead
+    gate = doors.gate(model__in_flight_max=8)
+    places = await soon(gate.places(8, stream.reading(each, ahead)))
+    assert places.calls == 4
+    assert stream.deliveries(places.entries) == [
+        Delivery(entry_id, {b"data": b'{"text": "%d"}' % n}, READER, 1) for n, entry_id in enumerate(ids[:read])
+    ]
+    assert await race.held() == dict.fromkeys(ids[:read], (READER, 1))
+    assert len(await doors.permits()) == 4
+
+
+async def test_nothing_is_read_where_there_is_no_place_or_no_event(doors: Doors, race: Race, stream: Stream) -> None:
+    gate = doors.gate(model__in_flight_max=1)
+    assert await soon(gate.places(1, stream.reading(1, 0))) == Places(1, [])
+    (permit,) = gate.take(1, keep=False)
+    await race.add()
+    assert await soon(gate.places(1, stream.reading(1, 5))) == Places(0)
+    assert await race.pending() == []
+    gate.leave(permit, OK)
+    await soon(gate.refusal_over())
+    assert len((await soon(gate.places(1, stream.reading(1, 5)))).entries) == 1
+
+
+async def test_a_read_that_the_server_refuses_leaves_no_permit_behind(doors: Doors, race: Race, stream: Stream) -> None:
+    """F30, F32: it is full, or the group is gone."""
+    gate = doors.gate(model__in_flight_max=8)
+    await race.add()
+    await doors.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            await gate.places(8, stream.reading(1, 0))
+    finally:
+        await doors.redis.config_set("maxmemory", 0)
+    assert await race.pending() == []
+    await doors.redis.xgroup_destroy(doors.keys.input, doors.keys.group)
+    with pytest.raises(ResponseError, match="NOGROUP"):
+        await gate.places(8, stream.reading(1, 0))
+    await eventually_async(lambda: permits_are(doors, 0))
 
 
 async def test_no_place_is_kept_while_the_model_is_away_or_where_there_is_a_rate(doors: Doors) -> None:

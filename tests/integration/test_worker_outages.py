@@ -355,6 +355,23 @@ async def test_output_that_is_no_stream_stops_nothing_for_good(
     assert await race.is_clean()
 
 
+async def test_worker_reads_no_more_than_it_may_have_in_hand_while_nothing_can_be_written_out(
+    race: Race, redis_url: str, fake: FakeOllama
+) -> None:
+    """F36: as many that have their answers as may be asked about at once; the rest stays in the stream."""
+    await race.redis.set(race.keys.output, "mine")
+    for n in range(20):
+        await race.add(str(n))
+    async with working(config_for(redis_url, fake.url, {"model.concurrency": 2})) as at_work:
+        await eventually_async(lambda: at_work.ear.stats()["in_hand"] == 4 and not at_work.ear.stats()["asking"])
+        assert len(await race.pending()) == 4
+        await race.redis.delete(race.keys.output)
+        await race.until_enriched(20)
+        await eventually_async(race.is_clean)
+
+    assert len(fake.calls) == 20
+
+
 async def test_worker_finishes_what_it_holds_although_memory_is_full(start_redis: StartRedis, fake: FakeOllama) -> None:
     """F30: what is in hand leaves; what waits is worked off once there is room again."""
     server = start_redis({"maxmemory-policy": "noeviction"})

@@ -1,8 +1,8 @@
 """The gate: the one door to the model, for the whole fleet. It is Redis that decides: see lua/admit.lua, lua/leave.lua.
 
-A permit stands for one call. A worker takes permits before it reads events, or in one step with that, so that what cannot
-be worked on stays in the stream, and gives each back as soon as its call has ended. Without Redis there is no permit, and
-no call.
+A permit stands for one call. A worker takes permits before it reads events, or in one step with that, so that what it
+cannot work on stays in the stream, and gives each back as soon as its call has ended. Without Redis there is no permit,
+and no call.
 """
 
 import asyncio

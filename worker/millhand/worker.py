@@ -323,9 +323,7 @@ class Worker:
         if not walk.cancelled() and (error := walk.exception()):
             self._log.error("event.walk_failed", exc_info=error, **delivery.labels())
 
-    async def _walk(
-        self, delivery: Delivery, permit: Permit, party: Party | None, asked: Callable[[], None]
-    ) -> None:
+    async def _walk(self, delivery: Delivery, permit: Permit, party: Party | None, asked: Callable[[], None]) -> None:
         """Take one delivery from its fields to its verdict."""
         with self._leases.hold(delivery) as lease:
             try:
