@@ -289,6 +289,28 @@ async def test_renewed_lease_is_not_taken_however_slow_the_model(race: Race, jan
     assert await race.held() == {delivery.id: (LIVING, 1)}
 
 
+async def test_what_is_held_together_is_renewed_and_tells_what_was_lost(
+    race: Race, janitor: Janitor, clock: Clock
+) -> None:
+    """F8: for the length of the block, beside what is held alone."""
+    alone, kept, stolen = [await race.delivered(LIVING) for _ in range(3)]
+    leases = Leases(race.redis, race.keys, LIVING, LEASE_S, logger())
+    with leases.hold(alone), leases.hold_all([kept, stolen]) as bundle:
+        assert len(leases) == 3
+        await race.steal(stolen.id, ELSEWHERE)
+        for delivery in (alone, kept):
+            await race.age(delivery.id, LEASE_MS)
+        await janitor.sweep()
+        await leases.renew()
+        clock.now_s += LEASE_S
+        await janitor.sweep()
+        assert bundle.lost == {stolen.id}
+    held = await race.held()
+    assert held[alone.id] == held[kept.id] == (LIVING, 1)
+
+    assert len(leases) == 0
+
+
 # -- the crash budget -------------------------------------------------------------------------------------------------
 
 

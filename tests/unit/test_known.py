@@ -164,8 +164,8 @@ async def test_what_was_lost_during_the_look_is_not_walked() -> None:
     lane = Lane()
 
     def lose_all() -> None:
-        for lease in lane.leases._held.values():
-            lease.lose()
+        for bundle in lane.leases._bundles:
+            bundle.lost.update(("1-1", "2-1"))
 
     lane.answers.while_looking = lose_all
     assert await lane.take(delivery(1), delivery(2, "unknown")) == (["1-1"], [])

@@ -141,18 +141,19 @@ class Answers:
         Few looks for all of them, in which nobody waits for anybody. What is found counts as a hit, what is not found
         counts as nothing: whoever goes on to `turn` with it is counted there.
         """
-        questions = [self._question(text, model_digest) for text in texts]
-        times = list(Counter(questions).items())
+        times = list(Counter(texts).items())
         keys = [self._keys.answers, self._keys.answer_times, self._keys.totals]
         found: dict[str, bytes | None] = {}
         for first in range(0, len(times), LOOKED_UP_MAX):
             asked = times[first : first + LOOKED_UP_MAX]
-            args = [self._ttl_ms, *(part for question in asked for part in question)]
+            args: list[Any] = [self._ttl_ms]
+            for text, count in asked:
+                args += (self._question(text, model_digest), count)
             reply = await self._run(self._look_up_all, keys, args)
             if reply is None:
                 break
-            found.update(zip((question for question, _ in asked), reply, strict=True))
-        return [found.get(question) for question in questions]
+            found.update(zip((text for text, _ in asked), reply, strict=True))
+        return [found.get(text) for text in texts]
 
     async def keep(self, asked: Asked, answer: Answer) -> bool:
         """Keep an answer and end the asking for it. False where it is too long, or Redis does not."""

@@ -74,13 +74,13 @@ class Known:
         if not deliveries or not self._answers.are_kept:
             return (), deliveries
         started_s = time.monotonic()
-        with self._leases.hold_all(deliveries) as leases:
+        with self._leases.hold_all(deliveries) as bundle:
             fresh = [one for one in map(self._fresh, deliveries) if one]
             texts = [one.event.text for one in fresh]
             stored = await self._stop.by_deadline(self._answers.find_all(texts, self._enricher.digest))
         known = self._enriched(fresh, stored, started_s) if stored else []
         settled = {delivery.id for delivery, _ in known}
-        rest = [one for one in deliveries if one.id not in settled and not leases[one.id].lost]
+        rest = [one for one in deliveries if one.id not in settled and one.id not in bundle.lost]
         self._learn(known, rest)
         return known, rest
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,6 +62,17 @@ class Lease:
             self._worker.cancel()
 
 
+class Bundle:
+    """Deliveries in hand together, and the ids of those that were lost. They wait for Redis alone: no work is ended."""
+
+    __slots__ = ("deliveries", "lost", "taken_s")
+
+    def __init__(self, deliveries: Sequence[Delivery]) -> None:
+        self.deliveries = deliveries
+        self.taken_s = time.monotonic()
+        self.lost = set[str]()
+
+
 class Leases:
     """What this process has in hand. Only these ids are renewed, never "all under my name".
 
@@ -75,16 +86,18 @@ class Leases:
         self._lease_s = lease_s
         self._renew = Script(redis, "renew")
         self._held: dict[str, Lease] = {}
+        self._bundles = set[Bundle]()
         self._log = log
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._held) + sum(len(bundle.deliveries) for bundle in self._bundles)
 
     @property
     def oldest_s(self) -> float:
         """For how long what has been in hand longest has been so; 0 where nothing is."""
         now_s = time.monotonic()
-        return now_s - min((lease.taken_s for lease in self._held.values()), default=now_s)
+        in_hand: list[Lease | Bundle] = [*self._held.values(), *self._bundles]
+        return now_s - min((one.taken_s for one in in_hand), default=now_s)
 
     @contextmanager
     def hold(self, delivery: Delivery) -> Iterator[Lease]:
@@ -97,16 +110,14 @@ class Leases:
                 del self._held[delivery.id]
 
     @contextmanager
-    def hold_all(self, deliveries: Iterable[Delivery]) -> Iterator[Mapping[str, Lease]]:
+    def hold_all(self, deliveries: Sequence[Delivery]) -> Iterator[Bundle]:
         """Keep the leases of many for the length of the block."""
-        leases = {delivery.id: Lease(delivery) for delivery in deliveries}
-        self._held.update(leases)
+        bundle = Bundle(deliveries)
+        self._bundles.add(bundle)
         try:
-            yield leases
+            yield bundle
         finally:
-            for entry_id, lease in leases.items():
-                if self._held.get(entry_id) is lease:
-                    del self._held[entry_id]
+            self._bundles.discard(bundle)
 
     def interrupt_all(self) -> None:
         """End the work on everything in hand."""
@@ -129,16 +140,21 @@ class Leases:
 
     async def renew(self) -> None:
         """Renew every lease once; end the work on those that are lost."""
-        held = [lease for lease in self._held.values() if lease.delivery.owner == self._consumer]
+        leases, bundles = list(self._held.values()), list(self._bundles)
+        in_hand = [lease.delivery for lease in leases]
+        in_hand += (delivery for bundle in bundles for delivery in bundle.deliveries)
+        held = [delivery for delivery in in_hand if delivery.owner == self._consumer]
         if not held:
             return
-        token = [part for lease in held for part in (lease.delivery.id, lease.delivery.count)]
+        token = [part for delivery in held for part in (delivery.id, delivery.count)]
         answer = await self._renew(keys=[self._keys.input], args=[self._keys.group, self._consumer, *token])
         lost = {id_bytes.decode() for id_bytes in answer}
         if is_at_debug(self._log):
-            kept = [lease.delivery.id for lease in held if lease.delivery.id not in lost]
+            kept = [delivery.id for delivery in held if delivery.id not in lost]
             self._log.debug("lease.renewed", kept=kept, lost=sorted(lost))
-        for lease in held:
+        for bundle in bundles:
+            bundle.lost |= lost
+        for lease in leases:
             if lease.delivery.id in lost and self._held.get(lease.delivery.id) is lease:
                 if lease.is_worked_on:  # else it is on its way out, and may be gone by our own hand
                     self._log.info("lease.lost", **lease.delivery.labels())

@@ -349,7 +349,7 @@ class Worker:
         self._teller.settled(delivery, verdict, settled)
 
     async def _finish(self, known: Finished) -> None:
-        with self._leases.hold_all(delivery for delivery, _ in known):
+        with self._leases.hold_all([delivery for delivery, _ in known]):
             for together in in_runs(known):
                 self._teller.finished(together, await finish_surely(self._settler, together, self._log))
 
