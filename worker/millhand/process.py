@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import faulthandler
+import gc
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,6 +19,10 @@ from millhand.stop import DEATH_SIGNAL, Stop
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PROCESS_NAME_BYTES_MAX = 15
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+KEPT_BYTES_MAX = 16 << 20  # of free memory at the heap's end, that goes not back to the kernel
+HEAP_BYTES_MAX = 4 << 20  # of a piece of memory that comes from the heap: a batch's bytes, in and out, are such
+NEW_OBJECTS_MAX = 20_000  # between two looks for cycles: those of a few batches, of which hardly any outlive theirs
 EX_SOFTWARE = 70
 
 
@@ -59,6 +64,19 @@ async def _live(birth: Birth, config: Config, life: Callable[[Stop, Pulse], Awai
         beating.cancel()
         with suppress(asyncio.CancelledError):
             await beating
+
+
+def expect_batches() -> None:
+    """Make this process ready for many events at a time, again and again. To be called once all is imported.
+
+    Else each batch's memory is asked of the kernel, zeroed and given back anew, and the search for cycles goes through
+    the same objects many times a batch.
+    """
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS_MAX, *gc.get_threshold()[1:])
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # musl has none
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES_MAX)
+        mallopt(M_MMAP_THRESHOLD, HEAP_BYTES_MAX)
 
 
 def become_child(birth: Birth) -> None:

@@ -24,7 +24,7 @@ from millhand.lease import Leases
 from millhand.log import logger
 from millhand.model.ollama import OllamaModel
 from millhand.permit import Permit, end_of
-from millhand.process import run_child
+from millhand.process import expect_batches, run_child
 from millhand.pulse import PAUSED, Birth, Pulse
 from millhand.remedy import remedy_for
 from millhand.repetition import Repetitions
@@ -49,6 +49,7 @@ RELEASE_GRACE_S = 1.0  # after the drain deadline, for what was interrupted to b
 
 def work(config: Config, consumer: str, birth: Birth) -> None:
     """Be a worker process until told to stop."""
+    expect_batches()
 
     async def life(stop: Stop, pulse: Pulse) -> None:
         worker = Worker(config, consumer, stop, logger())
