@@ -23,29 +23,27 @@ class Age(msgspec.Struct, frozen=True):
 class Backlog:
     """Keeps the exact number of entries after the group's last delivered one.
 
-    Counting starts over when something was deleted or trimmed, or the stream is another one. Otherwise the server has
-    counted what came since the last time, and only what was delivered is counted: an event once in its life, however
-    long the backlog is.
+    Counting starts over when something was deleted or trimmed. Otherwise it counts what came and what was delivered
+    since the last time, so an event is counted twice in its life, however long the backlog is.
     """
 
     def __init__(self, redis: "Redis", stream: str) -> None:
         self._stream = stream
         self._count_after = Script(redis, "count_after")
         self._added = self._removed = -1
-        self._delivered = "0-0"
-        self._oldest = b""
+        self._delivered = self._newest = "0-0"
         self._waiting = 0
 
     async def count(self, delivered: str, info: dict[str, Any]) -> int:
         """Return the number of entries after `delivered`, the group's last-delivered-id; `info` is XINFO STREAM's."""
-        added, removed = info["entries-added"], info["entries-added"] - info["length"]
-        oldest: bytes = info["recorded-first-entry-id"]
-        is_the_same = removed == self._removed and oldest == self._oldest
-        if is_the_same and added >= self._added and _order(delivered) >= _order(self._delivered):
-            self._waiting += added - self._added - await self._between(self._delivered, delivered)
+        added, removed, newest = info["entries-added"], info["entries-added"] - info["length"], _id(info)
+        steady = removed == self._removed and _order(delivered) >= _order(self._delivered)
+        fresh = await self._between(self._newest, newest) if steady else 0
+        if steady and added - self._added == fresh:
+            self._waiting += fresh - await self._between(self._delivered, delivered)
         else:
-            self._waiting = await self._between(delivered, _id(info))
-        self._added, self._removed, self._delivered, self._oldest = added, removed, delivered, oldest
+            self._waiting = await self._between(delivered, newest)
+        self._added, self._removed, self._delivered, self._newest = added, removed, delivered, newest
         return self._waiting
 
     async def age(self, delivered: str, oldest_pending: str | None, now_ms: float) -> Age:

@@ -15,12 +15,12 @@ from tests.rig import RedisServer, config_for, eventually_async
 from millhand.config import Config
 from millhand.courier import Courier
 from millhand.errors import BadAnswer, Misconfigured, ModelAway, ModelBusy
-from millhand.gate import Gate, Places
+from millhand.gate import READ_WITHIN_S, Gate, Places
 from millhand.keys import Keys
 from millhand.log import logger
 from millhand.permit import UNUSED, VOID, End, Permit, end_of
 from millhand.stop import Stop
-from millhand.stream import Script, Stream, connect
+from millhand.stream import Reading, Script, Stream, connect
 from millhand.verdict import Delivery
 from millhand_fleet.gate_view import GateView, look_at_gate
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.every_server
 
 READER = "here:w1:a"
+READING = Reading(READER, 1, 0)
 OK = End("ok", 0.05)
 LOST = end_of(ModelAway("model_unreachable", "reset", lost=True))
 BUSY = ModelBusy("HTTP 503")
@@ -108,6 +109,12 @@ async def placed(gate: Gate, wanted: int) -> int:
     return places.calls
 
 
+async def meeting(gate: Gate) -> Gate:
+    """Let a gate learn the server's time."""
+    assert await soon(gate.is_passable())
+    return gate
+
+
 async def permits_for(gate: Gate, wanted: int) -> list[Permit]:
     """Take places, and permits for all of them."""
     return gate.take(await soon(placed(gate, wanted)), keep=False)
@@ -151,8 +158,8 @@ async def test_events_are_read_in_one_step_with_the_places_for_them(
     """As many as the places are for, and not as were wanted: eight permits are free, of which a reader gets half."""
     ids = [await race.add(str(n)) for n in range(10)]
     read = 4 * each + ahead
-    gate = doors.gate(model__in_flight_max=8)
-    places = await soon(gate.places(8, stream.reading(each, ahead)))
+    gate = await meeting(doors.gate(model__in_flight_max=8))
+    places = await soon(gate.places(8, Reading(READER, each, ahead)))
     assert places.calls == 4
     assert stream.deliveries(places.entries) == [
         Delivery(entry_id, {b"data": b'{"text": "%d"}' % n}, READER, 1) for n, entry_id in enumerate(ids[:read])
@@ -161,32 +168,51 @@ async def test_events_are_read_in_one_step_with_the_places_for_them(
     assert len(await doors.permits()) == 4
 
 
-async def test_nothing_is_read_where_there_is_no_place_or_no_event(doors: Doors, race: Race, stream: Stream) -> None:
-    gate = doors.gate(model__in_flight_max=1)
-    assert await soon(gate.places(1, stream.reading(1, 0))) == Places(1, [])
+async def test_nothing_is_read_where_there_is_no_place_or_no_event(doors: Doors, race: Race) -> None:
+    gate = await meeting(doors.gate(model__in_flight_max=1))
+    assert await soon(gate.places(1, READING)) == Places(1, [])
     (permit,) = gate.take(1, keep=False)
     await race.add()
-    assert await soon(gate.places(1, stream.reading(1, 5))) == Places(0)
+    assert await soon(gate.places(1, Reading(READER, 1, 5))) == Places(0)
     assert await race.pending() == []
     gate.leave(permit, OK)
     await soon(gate.refusal_over())
-    assert len((await soon(gate.places(1, stream.reading(1, 5)))).entries) == 1
+    assert len((await soon(gate.places(1, Reading(READER, 1, 5)))).entries) == 1
 
 
-async def test_a_read_that_the_server_refuses_leaves_no_permit_behind(doors: Doors, race: Race, stream: Stream) -> None:
+async def test_a_read_that_comes_too_late_reads_nothing(doors: Doors, race: Race) -> None:
+    """F22: a server that was frozen does what it was sent, and nobody waits for that any more."""
+    gate = await meeting(doors.gate(model__in_flight_max=8))
+    await race.add()
+    assert gate._server_ahead_ms is not None
+    gate._server_ahead_ms -= 1000 * READ_WITHIN_S + 1  # so that the time to read has passed when it is asked
+    assert await soon(gate.places(8, READING)) == Places(0)
+    assert await race.pending() == []
+    assert await doors.permits() == set()
+    await soon(gate.refusal_over())
+    assert len((await soon(gate.places(8, READING))).entries) == 1
+
+
+async def test_nothing_is_read_before_the_servers_time_is_known(doors: Doors, race: Race) -> None:
+    await race.add()
+    assert await soon(doors.gate(model__in_flight_max=8).places(8, READING)) == Places(4, [])
+    assert await race.pending() == []
+
+
+async def test_a_read_that_the_server_refuses_leaves_no_permit_behind(doors: Doors, race: Race) -> None:
     """F30, F32: it is full, or the group is gone."""
-    gate = doors.gate(model__in_flight_max=8)
+    gate = await meeting(doors.gate(model__in_flight_max=8))
     await race.add()
     await doors.redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError):
-            await gate.places(8, stream.reading(1, 0))
+            await gate.places(8, READING)
     finally:
         await doors.redis.config_set("maxmemory", 0)
     assert await race.pending() == []
     await doors.redis.xgroup_destroy(doors.keys.input, doors.keys.group)
     with pytest.raises(ResponseError, match="NOGROUP"):
-        await gate.places(8, stream.reading(1, 0))
+        await gate.places(8, READING)
     await eventually_async(lambda: permits_are(doors, 0))
 
 
@@ -597,6 +623,18 @@ async def test_failures_in_a_row_of_the_whole_fleet_open_the_breaker(doors: Door
 
 
 LOST_MODEL = ModelAway("model_unreachable", "refused")
+
+
+async def test_a_reader_that_is_told_to_probe_does_so_while_it_waits(doors: Doors) -> None:
+    """Until then it has nothing in hand, and may say so: a probe lasts as long as a call."""
+    gate = doors.gate(gate__failures_max=1)
+    await gate.tell(gate.permit(), LOST)
+    await doors.pass_time("probe_at")
+    assert await soon(gate.places(2)) == Places(0)
+    assert doors.probes == 0
+    await soon(gate.refusal_over())
+    assert doors.probes == 1
+    assert (await soon(gate.places(2))).calls == 1
 
 
 async def test_a_success_in_between_keeps_the_breaker_closed(doors: Doors) -> None:

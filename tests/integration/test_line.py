@@ -91,6 +91,20 @@ async def test_what_was_asked_in_vain_is_not_the_next_ones_answer(race: Race, re
         assert await line.call("PING") == b"PONG"
 
 
+async def test_a_client_that_drops_its_connections_ends_a_round_trip_and_not_the_next(redis_url: str) -> None:
+    """F34: the address may lead to another server by then."""
+    client = connect(redis_url)
+    line = Line(client)
+    assert await line.call("PING") == b"PONG"
+    waiting = asyncio.create_task(line.call("BLPOP", "nothing", 0))
+    await asyncio.wait({waiting}, timeout=TIMEOUT_S / 3)
+    await client.connection_pool.disconnect()
+    with pytest.raises(RedisError):
+        await waiting
+    assert await line.call("PING") == b"PONG"
+    await client.aclose()
+
+
 async def test_a_line_finds_a_server_that_comes_and_goes(start_redis: StartRedis) -> None:
     server = start_redis({})
     async with line_to(server.url) as line:

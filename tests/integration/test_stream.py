@@ -14,7 +14,7 @@ from tests.rig import SERVERS, RedisServer, eventually_async, name_of, old_redis
 
 from millhand.errors import Unusable
 from millhand.settle import Settler
-from millhand.stream import BLOCK_MS, RedisError, Stream, connect, require_streams
+from millhand.stream import ALONG_BYTES_MAX, BLOCK_MS, RedisError, Stream, connect, require_streams
 from millhand.verdict import Delivery, Retry
 
 pytestmark = pytest.mark.every_server
@@ -77,6 +77,23 @@ async def test_bytes_that_are_no_text_do_not_hurt_the_neighbours(race: Race, str
 
     assert odd.fields == {b"\xff": b"\x80", b"data": b"2"}
     assert even.id == neighbour
+
+
+async def test_entries_come_along_with_places_only_while_they_are_small(race: Race, stream: Stream) -> None:
+    """Known by those that were read last; where a read failed, by nothing."""
+    assert stream.reading(1, 1, 0) is None
+    for text in ("small", "small", "x" * (ALONG_BYTES_MAX // 4), "small"):
+        await race.add(text)
+
+    await stream.read(1)
+    assert stream.reading(8, 2, 3) == (CONSUMER, 2, 3)
+    stream.read_failed()
+    assert stream.reading(1, 1, 0) is None
+    await stream.read(1)
+    assert stream.reading(1, 1, 0) == (CONSUMER, 1, 0)
+    await stream.read(1)
+    assert stream.reading(1, 1, 0) == (CONSUMER, 1, 0)
+    assert stream.reading(2, 2, 0) is None
 
 
 async def test_lost_reply_leaves_a_ghost_that_is_not_read_again(race: Race, redis_server: RedisServer) -> None:

@@ -372,6 +372,23 @@ async def test_worker_reads_no_more_than_it_may_have_in_hand_while_nothing_can_b
     assert len(fake.calls) == 20
 
 
+async def test_a_stop_while_nothing_can_be_written_out_is_the_end_of_reading(
+    race: Race, redis_url: str, fake: FakeOllama
+) -> None:
+    """F36: what is in hand is all that is to be finished before the deadline."""
+    await race.redis.set(race.keys.output, "mine")
+    for n in range(20):
+        await race.add(str(n))
+    async with working(config_for(redis_url, fake.url, {"model.concurrency": 2})) as at_work:
+        await eventually_async(lambda: at_work.ear.stats()["in_hand"] == 4 and not at_work.ear.stats()["asking"])
+        at_work.stop.request()
+        await race.redis.delete(race.keys.output)
+        await at_work.ended()
+
+    assert len(await race.output()) == 4
+    assert len(fake.calls) == 4
+
+
 async def test_worker_finishes_what_it_holds_although_memory_is_full(start_redis: StartRedis, fake: FakeOllama) -> None:
     """F30: what is in hand leaves; what waits is worked off once there is room again."""
     server = start_redis({"maxmemory-policy": "noeviction"})

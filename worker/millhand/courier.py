@@ -77,7 +77,7 @@ class _Run:
 
 
 class Courier:
-    """Carries script calls; every one of them must be safe to send again.
+    """Carries script calls. It sends none again but what the server says it does not know.
 
     What comes up while a round trip is under way goes out together in the next one: a lone call waits for nothing, and
     a busy worker pays for one round trip where it had many calls to make. Runs are in the order of their first calls.

@@ -19,7 +19,7 @@ from millhand.errors import Reasoned
 from millhand.keys import Keys
 from millhand.permit import UNUSED, VOID, End, Permit, end_of
 from millhand.stop import Stop
-from millhand.stream import BLOCK_MS, RedisError
+from millhand.stream import BLOCK_MS, Reading, RedisError
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -29,6 +29,7 @@ HOLD_GRACE_S = 15.0  # past a call's own deadline; the model may have to be met 
 LIMIT_UNTRIED = 4  # of "auto", before any call has been measured
 TOKEN_GOOD_S = 0.05  # after its time; a call that begins later takes another, for it would arrive with those after it
 FRESH_S = 0.5  # a place so young is admission enough where no token is needed; a pause reaches everybody within 1 s
+READ_WITHIN_S = 2.0  # of being asked to; half of what is waited for a reply
 POLL_MIN_S = 0.02  # for a permit; one that this worker gives back itself is seen at once
 POLL_MAX_S = 0.25
 PAUSE_FIRST_S = 0.5
@@ -53,6 +54,7 @@ class _Reply(NamedTuple):
     generation: int
     spread_ms: int
     says: bytes
+    now_ms: int
     read: Sequence[Any] = ()
 
     @property
@@ -117,8 +119,9 @@ class Gate:
         self._telling: asyncio.Task[None] | None = None
         self._given_back = asyncio.Event()
         self._idle: list[Permit] = []  # held while events are read for them
-        self._refusal_s: float | None = None  # how long places are refused; None until a permit is given back …
+        self._refusal: tuple[Permit, _Reply] | None = None  # of places; None: until a permit is given back …
         self._poll_s = POLL_MIN_S  # … or for so long
+        self._server_ahead_ms: float | None = None  # its clock before our monotonic one, as last heard
         self._round_trip_s = 0.0  # of an admission, as short as it has been lately …
         self._grown_s = -math.inf  # … and when that was last found to be longer
         self._generation = 0  # of the limit, as last heard
@@ -142,7 +145,7 @@ class Gate:
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
-    async def places(self, wanted: int, reading: Sequence[Any] = ()) -> Places:
+    async def places(self, wanted: int, reading: Reading | None = None) -> Places:
         """Return for how many calls, up to so many, there are permits. Where it is none, wait for `refusal_over`.
 
         `take` hands the permits out. What it has kept is not asked for again; else new entries are read in the same
@@ -151,24 +154,28 @@ class Gate:
         if self._idle and self._may_keep(self._idle) and not self._queue:
             return Places(min(wanted, len(self._idle)))
         self.give_back_places()
-        self._refusal_s = None
+        self._refusal = None
         if self._queue:
             return Places(0)
         first = self.permit()
         self._numbered += wanted - 1
-        reply = await self._ask("read" if reading else "places", first, wanted, reading)
+        reply = await self._ask("read" if reading and self._server_ahead_ms else "places", first, wanted, reading)
         if reply.granted:
             self._poll_s = POLL_MIN_S
-        elif reply.wait_ms:
-            self._refusal_s = reply.wait_s
+        elif reply.wait_ms or reply.why == b"probe":
+            self._refusal = (first, reply)
         return Places(reply.granted, reply.read)
 
     async def refusal_over(self) -> None:
-        """Wait until it is time to ask for places again, or a stop comes."""
-        if self._refusal_s is None:
+        """Wait until it is time to ask for places again, or a stop comes. It may be for us to probe meanwhile."""
+        if self._refusal is None:
             self._poll_s = await self._until_given_back(self._poll_s)
+            return
+        first, reply = self._refusal
+        if reply.why == b"probe":
+            await self._find_out(first)
         else:
-            await self._stop.sleep(self._refusal_s)
+            await self._stop.sleep(reply.wait_s)
 
     def take(self, calls: int, *, keep: bool) -> list[Permit]:
         """Return a permit for each call that events have come for. `keep` the rest where the next read is near.
@@ -259,28 +266,34 @@ class Gate:
                 return POLL_MIN_S
         return min(2 * poll_s, POLL_MAX_S)
 
-    async def _ask(self, how: str, first: Permit, wanted: int = 1, reading: Sequence[Any] = ()) -> _Reply:
+    async def _ask(self, how: str, first: Permit, wanted: int = 1, reading: Reading | None = None) -> _Reply:
         """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back.
 
-        A server that is full refuses places: nothing more is read. What is in hand may still be asked about.
+        A server that is full refuses places: nothing more is read. What is in hand may still be asked about. A reader
+        that is told to probe does so when it waits. One that is frozen may run the script when nobody waits for its
+        reply: so it is told until when it may read.
         """
         self._held.pop(first.id, None)  # until the answer is here: `run` must not tell of what is being refused
         for_reading = how in {"places", "read"}
-        admit = self._admit_readers if for_reading else self._admit
-        terms = [how, *self._admit_terms, first.id, wanted, *reading]
+        terms = [how, *self._admit_terms, first.id, wanted]
+        if how == "read" and reading and self._server_ahead_ms is not None:
+            terms += (*reading, round(self._server_ahead_ms + (time.monotonic() + READ_WITHIN_S) * 1000))
         try:
-            answer = await self._courier.send(admit, self._admit_keys, terms)
+            answer = await self._courier.send(
+                self._admit_readers if for_reading else self._admit, self._admit_keys, terms
+            )
         except (asyncio.CancelledError, *RedisError):
             self._give_up([first, *self._after(first, wanted - 1)])
             raise
         reply = _Reply(*answer)
         self._generation = reply.generation
-        if reply.why == b"probe":
+        self._server_ahead_ms = reply.now_ms - time.monotonic() * 1000
+        if reply.why == b"probe" and not for_reading:
             await self._find_out(first)
             return reply._replace(wait_ms=1)
         if reply.granted and how != "look":
             self._take_note([first, *self._after(first, reply.granted - 1)], reply, how)
-        self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open"} else None)
+        self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open", b"probe"} else None)
         return reply
 
     def _see(self, away: str | None) -> None:

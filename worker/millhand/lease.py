@@ -133,7 +133,7 @@ class Leases:
                 await self.renew()
             except RedisError as error:
                 pause_s = min(every_s / 10, AGAIN_AFTER_S)
-                self._log.debug("lease.not_renewed", held=len(self._held), error=str(error))
+                self._log.debug("lease.not_renewed", held=len(self), error=str(error))
                 if is_stale(error):
                     await self._redis.connection_pool.disconnect()
             await asyncio.sleep(max(pause_s - (time.monotonic() - started), every_s / 10))

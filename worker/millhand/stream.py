@@ -1,11 +1,12 @@
 """The input stream: how it is connected to, read, and where a delivery comes from. The X-commands are spelled here."""
 
 import hashlib
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from hiredis import pack_command
@@ -24,6 +25,7 @@ COMMAND_TIMEOUT_S = 4.0
 CONNECT_TIMEOUT_S = 3.0
 BLOCK_MS = 300  # bounds how long a reader takes to stop, and how long what is handed back waits for an idle worker
 BLOCK_GRACE_S = 5.0
+ALONG_BYTES_MAX = 1 << 20  # of entries that are read in one step with the places for them
 REDIS_VERSION_MIN = (7, 0)
 ALLOW_OOM = " flags=allow-oom"
 
@@ -133,6 +135,14 @@ def script_text(name: str) -> str:
     return resources.files("millhand").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
+class Reading(NamedTuple):
+    """How admit.lua is to read new entries: for whom, how many a place, and how many beyond."""
+
+    consumer: str
+    each: int
+    ahead: int
+
+
 class Stream:
     """A consumer's view of the input stream."""
 
@@ -142,6 +152,7 @@ class Stream:
         self._consumer = consumer
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + BLOCK_GRACE_S, connections_max=2)
         self._line = Line(self._reader)
+        self._bytes_mean = math.inf  # of an entry, by those read last
         self._take_due = Script(self._reader, "take_due")
         self._due_look_s: float | None = None  # when to look for what is due; None before the first look
         self._clock_ms, self._clock_read_at = 0, time.monotonic()
@@ -156,12 +167,24 @@ class Stream:
         )  # fmt: skip
         return [delivery for _, entries in reply or () for delivery in self.deliveries(entries)]
 
-    def reading(self, each: int, ahead: int) -> Sequence[Any]:
-        """Return how admit.lua is to read new entries: so many for each place, and so many beyond."""
-        return self._consumer, each, ahead
+    def reading(self, places: int, each: int, ahead: int) -> Reading | None:
+        """Return how so many new entries for each place, and so many beyond, may be read in one step with the places.
 
-    def deliveries(self, entries: Iterable[Any]) -> list[Delivery]:
+        None where they are large, by the size of those found last, or the last read failed: a reply of theirs would
+        hold up all that shares the connection.
+        """
+        if self._bytes_mean * (places * each + ahead) > ALONG_BYTES_MAX:
+            return None
+        return Reading(self._consumer, each, ahead)
+
+    def read_failed(self) -> None:
+        """Read on a connection of its own next time."""
+        self._bytes_mean = math.inf
+
+    def deliveries(self, entries: Sequence[Any]) -> list[Delivery]:
         """Return new entries, as the server gives them, as deliveries."""
+        if entries:
+            self._bytes_mean = sum(len(value) for _, pairs in entries for value in pairs) / len(entries)
         return [Delivery(entry_id.decode(), _fields(pairs), self._consumer, 1) for entry_id, pairs in entries]
 
     async def take_due(self, count: int) -> list[Delivery]:

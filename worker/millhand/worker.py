@@ -89,7 +89,8 @@ class Worker:
         self._known = Known(config, answers, self._enricher, self._leases, stop)
         self._asker = Asker(config, questions, self._caller, answers, self._stream.age_s)
         self._slots = config.model.concurrency  # that are free: for what shares a call, until it has been asked about
-        self._in_hand_max = 2 * config.model.concurrency * config.model.events_per_call
+        asked_about_max = config.model.concurrency * config.model.events_per_call
+        self._in_hand_max = 2 * asked_about_max  # as many again may be on their way out
         self._slot_free = asyncio.Event()
         self._slot_free.set()
         self._walks: set[asyncio.Task[None]] = set()
@@ -114,18 +115,8 @@ class Worker:
             await self._until_resumed()
             await self._stop.or_result(self._slot_free.wait())
             await self._stop.or_result(self._few_in_hand())
-            self._taking = self._slots > 0 and self._resumed.is_set()
-            places, deliveries = await self._next(self._slots) if self._taking else (0, [])
-            known, others = await self._known.among(deliveries)
-            calls = self._calls(others)
-            calls, beyond = calls[:places], calls[places:]
-            self._start_finishing(known)
-            self._start_handing_back(beyond)
-            await self._take_up(calls, self._gate.take(len(calls), keep=bool(known or others)))
-            refused = self._taking and not places
-            self._taking = False
-            if refused:
-                await self._gate.refusal_over()
+            if self._slots and self._may_take():
+                await self._take()
         await self._drain()
         renewing.cancel()
         holding.cancel()
@@ -203,12 +194,29 @@ class Worker:
             await self._stop.or_result(self._resumed.wait())
 
     async def _few_in_hand(self) -> None:
-        """Wait until little is on its way out: of known events one batch, of others as many as may be asked about.
+        """Wait until little is on its way out: one batch of known events, of others as many as may be asked about.
 
         Where nothing can be written out, this is what ends reading.
         """
         while len(self._finishing) > 1 or len(self._walks) >= self._in_hand_max:
             await asyncio.wait(self._walks, return_when=asyncio.FIRST_COMPLETED)
+
+    def _may_take(self) -> bool:
+        return self._resumed.is_set() and not self._stop.requested
+
+    async def _take(self) -> None:
+        """Take events into hand, as many as the model may be asked about; or wait until it is time to ask again."""
+        self._taking = True
+        places, deliveries = await self._next(self._slots)
+        known, others = await self._known.among(deliveries)
+        calls = self._calls(others)
+        calls, beyond = calls[:places], calls[places:]
+        self._start_finishing(known)
+        self._start_handing_back(beyond)
+        await self._take_up(calls, self._gate.take(len(calls), keep=bool(known or others)))
+        self._taking = False
+        if not places and self._redis_away is None:
+            await self._gate.refusal_over()
 
     async def _next(self, slots: int) -> tuple[int, list[Delivery]]:
         """Return how many calls may be made, up to so many, and deliveries for them.
@@ -219,19 +227,19 @@ class Worker:
         due_turn = not self._due_turn and self._stream.may_take_due()
         each, ahead = self._config.model.events_per_call, self._known.ahead
         try:
-            reading = () if due_turn else self._stream.reading(each, ahead)
+            reading = None if due_turn else self._stream.reading(slots, each, ahead)
             places, entries = await self._stop.by_deadline(self._gate.places(slots, reading)) or Places(0)
-            if not places:
-                return 0, []
-            self._due_turn = due_turn
             deliveries = self._stream.deliveries(entries)
-            if not deliveries:
+            if places and not deliveries and self._may_take():
                 awaited = self._stream.take_due(places) if due_turn else self._stream.read(places * each + ahead)
                 deliveries = await self._stop.by_deadline(awaited) or []
         except RedisError as error:
             self._known.read_failed()
+            self._stream.read_failed()
             await self._wait_for_redis(error)
             return 0, []
+        if places:
+            self._due_turn = due_turn
         if self._redis_away is not None and not self._stop.requested:
             self._redis_away = None
             self._log.info("redis.back")
@@ -313,7 +321,7 @@ class Worker:
             self._begin(self._hand_back(delivery), delivery)
 
     def _begin(self, walk: Coroutine[Any, Any, None], delivery: Delivery) -> "asyncio.Task[None]":
-        """Begin a walk that needs no slot; `delivery` is the one to name should it fail."""
+        """Begin a walk; `delivery` is the one to name should it fail."""
         task = asyncio.create_task(walk)
         self._walks.add(task)
         task.add_done_callback(partial(self._ended, delivery=delivery))

@@ -7,12 +7,13 @@
 --        2 group  3 calls at once, a number or 'auto'  4 what that is before any call has been measured
 --        5 us between two tokens, 0 = no rate  6 burst  7 ms until a permit expires, and a probe's lease
 --        8 id of a permit: its consumer's name, a slash, and a number  9 calls; the next numbers are for the others
---        to read: 10 who does  11 events a call  12 events beyond those
+--        to read: 10 who does  11 events a call  12 events beyond those  13 ms, the latest time to do so
 -- answer {granted, wait in ms, why, generation of the limit, ms over which those who wait are to be spread, what is
---         wrong in words, what was read}
+--         wrong in words, ms now, what was read}
 --        granted > 0   the first so many hold a permit, except after a 'look'; a 'call' begins after the wait, for
 --                      which it has its token
 --        'paused' 'open' 'permit' 'rate'   nothing granted, and not to be asked again before the wait is over
+--        'late'        nothing granted: whoever asked may not wait any more, and would not have what is read
 --        'probe'       closed, and the holder of that id is the one to find out whether the model is back
 --
 -- gate   tat: when the bucket will be full again less its burst, in us (GCRA: ATM Forum TM 4.0, 1996, and its use with
@@ -51,7 +52,11 @@ end
 
 local function refuse(wait_ms, why, spread_ms)
   redis.call('ZREM', permits, id)
-  return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, known.says or ''}
+  return {0, math.ceil(wait_ms), why, number('generation'), spread_ms or 0, known.says or '', now}
+end
+
+if how == 'read' and now > tonumber(ARGV[13]) then
+  return refuse(1, 'late')
 end
 
 local function events_are_in_hand()
@@ -137,11 +142,11 @@ if known.open then
   take_token()
   redis.call('HSET', gate, 'prober', id, 'prober_until', now + hold_ms)
   redis.call('ZADD', permits, now + hold_ms, id)
-  return {0, 0, 'probe', number('generation'), 0, known.says or ''}
+  return {0, 0, 'probe', number('generation'), 0, known.says or '', now}
 end
 
 if how == 'look' then
-  return {1, 0, '', number('generation'), 0, ''}
+  return {1, 0, '', number('generation'), 0, '', now}
 end
 
 local slow = tonumber(known.slow or limit)
@@ -191,4 +196,4 @@ if how == 'read' then
   local streams = redis.call('XREADGROUP', 'GROUP', group, ARGV[10], 'COUNT', count, 'STREAMS', input, '>')
   read = streams and streams[1][2] or {}
 end
-return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, '', read}
+return {granted, math.ceil(token_wait / 1000), '', number('generation'), 0, '', now, read}
