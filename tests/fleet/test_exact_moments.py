@@ -22,6 +22,7 @@ from millhand_fleet.child import Child, Spec
 from millhand_fleet.janitor import consumer_prefix, look_after
 from scripts.fake_ollama import FakeOllama
 
+READ = b"XREADGROUP\r\n"  # as a command, and not in a script's text
 DRAIN_S, STOP_GRACE_S = 1.0, 5.0
 PAIRS = "local found = {} for _, e in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do found[#found+1] = e[2] end \
 return found"
@@ -63,7 +64,7 @@ def test_an_event_whose_reader_dies_before_it_has_the_reply_is_enriched_by_anoth
 ) -> None:
     """F1: kill -9 between delivery and receipt."""
     (event,) = streams.add("a fine day")
-    held = to_redis.hold_reply(b"XREADGROUP")
+    held = to_redis.hold_reply(READ)
     fleet.up(ready=False)
     held.block_until_caught(30)
     fleet.kill(streams.held()[event][0])
@@ -185,9 +186,9 @@ def test_an_event_that_its_living_owner_never_saw_comes_back_after_a_lease(
     """F5: the reply of XREADGROUP is lost. Its owner goes on working on others, whose leases are renewed."""
     fleet.environment["MILLHAND_DELIVERY_LEASE_S"] = "2"
     (ghost,) = streams.add("a fine day")
-    to_redis.swallow(b"XREADGROUP")
+    to_redis.swallow(READ)
     fleet.start()
-    fleet.until(lambda: to_redis.swallowed[b"XREADGROUP"] == 1)
+    fleet.until(lambda: to_redis.swallowed[READ] == 1)
     others = streams.add(*(f"event {n} [[fake hold]]" for n in range(3)))  # all slots but one
 
     fleet.until(lambda: ghost in streams.enriched_by())

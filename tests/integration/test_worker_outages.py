@@ -20,6 +20,7 @@ from millhand import gate as gate_module
 from millhand import worker as worker_module
 from millhand.config import Config
 from millhand.keys import Keys
+from millhand.pulse import PAUSED
 from millhand.stream import connect
 from scripts.fake_ollama import FakeOllama
 
@@ -320,6 +321,29 @@ async def test_lost_reply_of_a_read_comes_back_although_its_reader_lives(
     assert proxy.swallowed.total() == 1
     assert set(await race.enriched()) == set(ids)
     assert max((await race.totals()).values()) == 2
+
+
+async def test_lost_reply_of_a_read_along_with_the_places_comes_back_too(
+    race: Race, redis_server: RedisServer, fake: FakeOllama
+) -> None:
+    """F5: the events are there when the places are asked for, and are pending when the reply is lost."""
+    async with FaultProxy(redis_server.port) as proxy:
+        config = config_for(proxy.redis_url, fake.url, QUICK)
+        async with sweeping(config), working(config) as at_work:
+            await race.add("small, as is known now")
+            await race.until_enriched(1)
+            at_work.ear.hear({"pause": True})
+            await eventually_async(lambda: at_work.ear.stats()["waits_for"] == PAUSED)
+            ids = [await race.add(str(n)) for n in range(2)]
+            proxy.swallow(b"\r\nread\r\n")
+            at_work.ear.hear({"pause": False})
+            await eventually_async(lambda: proxy.swallowed.total() == 1)
+            assert {row.id for row in await race.pending()} == set(ids)
+            await race.until_enriched(3)
+            await eventually_async(race.is_clean)
+
+    assert len(fake.calls) == 3
+    assert max((await race.totals()).values()) == 3
 
 
 async def test_lost_reply_of_a_finish_makes_neither_a_duplicate_nor_a_dead_letter(

@@ -19,7 +19,7 @@ class Line:
     """A connection out of a client's pool, which closes it. For one caller at a time."""
 
     def __init__(self, client: "Redis") -> None:
-        self._pool: Any = client.connection_pool
+        self._client = client
         self._connection: Any = None
         self._timeout_s: float | None = None  # of a round trip: the client's for a command
 
@@ -53,7 +53,8 @@ class Line:
         return reply
 
     async def _taken(self) -> Any:
-        connection = await self._pool.get_connection()
+        pool: Any = self._client.connection_pool
+        connection = await pool.get_connection()
         self._timeout_s, connection.socket_timeout = connection.socket_timeout, None
         self._connection = connection
         return connection

@@ -39,6 +39,7 @@ BUSY = (
     "local s = redis.call('TIME') repeat local t = redis.call('TIME') "
     f"until (t[1] - s[1]) * 1000 + (t[2] - s[2]) / 1000 > {BUSY_MS}"
 )
+READS = [b"XREADGROUP\r\n", b"\r\nread\r\n"]  # by a command of its own, and in one step with the places
 SWALLOWED_SCRIPTS = ("finish", "park", "bury", "release", "take_due", "renew")
 JANITOR = "millhand-janito"
 PROCESS_FAULTS = {
@@ -176,12 +177,12 @@ class Nemesis:
 
     def swallow(self) -> None:
         """F3, F4, F5: scripts are carried out, and their replies arrive nowhere."""
-        patterns = [_sha(name) for name in SWALLOWED_SCRIPTS] + [b"XREADGROUP", b"XADD", b"XACK"]
+        patterns = [_sha(name) for name in SWALLOWED_SCRIPTS] + [*READS, b"XADD", b"XACK"]
         self._swallow(patterns, surely=_sha("finish"))
 
     def swallow_read(self) -> None:
         """F5: entries are delivered in a reply that nobody gets."""
-        self._swallow([b"XREADGROUP"])
+        self._swallow(READS)
 
     def swallow_acknowledge(self) -> None:
         """F4: who acknowledges by a command of its own does not hear that it has; no script of ours is that."""
