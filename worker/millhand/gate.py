@@ -159,7 +159,8 @@ class Gate:
             return Places(0)
         first = self.permit()
         self._numbered += wanted - 1
-        reply = await self._ask("read" if reading and self._server_ahead_ms else "places", first, wanted, reading)
+        how_to_read = self._how_to_read(reading)
+        reply = await self._ask("read" if how_to_read else "places", first, wanted, how_to_read)
         if reply.granted:
             self._poll_s = POLL_MIN_S
         elif reply.wait_ms or reply.why == b"probe":
@@ -266,18 +267,15 @@ class Gate:
                 return POLL_MIN_S
         return min(2 * poll_s, POLL_MAX_S)
 
-    async def _ask(self, how: str, first: Permit, wanted: int = 1, reading: Reading | None = None) -> _Reply:
+    async def _ask(self, how: str, first: Permit, wanted: int = 1, how_to_read: Sequence[Any] = ()) -> _Reply:
         """Ask for this permit and those numbered after it. Told to probe, find out whether the model is back.
 
         A server that is full refuses places: nothing more is read. What is in hand may still be asked about. A reader
-        that is told to probe does so when it waits. One that is frozen may run the script when nobody waits for its
-        reply: so it is told until when it may read.
+        that is told to probe does so when it waits.
         """
         self._held.pop(first.id, None)  # until the answer is here: `run` must not tell of what is being refused
         for_reading = how in {"places", "read"}
-        terms = [how, *self._admit_terms, first.id, wanted]
-        if how == "read" and reading and self._server_ahead_ms is not None:
-            terms += (*reading, round(self._server_ahead_ms + (time.monotonic() + READ_WITHIN_S) * 1000))
+        terms = [how, *self._admit_terms, first.id, wanted, *how_to_read]
         try:
             answer = await self._courier.send(
                 self._admit_readers if for_reading else self._admit, self._admit_keys, terms
@@ -295,6 +293,15 @@ class Gate:
             self._take_note([first, *self._after(first, reply.granted - 1)], reply, how)
         self._see(reply.says.decode(errors="replace") if reply.why in {b"paused", b"open", b"probe"} else None)
         return reply
+
+    def _how_to_read(self, reading: Reading | None) -> list[Any]:
+        """Return what admit.lua takes to read; nothing where the server's time is not known yet.
+
+        A server that is frozen may run it when nobody waits for the reply any more: so it is told until when to read.
+        """
+        if reading is None or self._server_ahead_ms is None:
+            return []
+        return [*reading, round(self._server_ahead_ms + (time.monotonic() + READ_WITHIN_S) * 1000)]
 
     def _see(self, away: str | None) -> None:
         self.absences += self.away is None and away is not None
